@@ -1,0 +1,148 @@
+"""From `(apply, loss)` or a plain `loss(params, batch)` to checked losses over a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import trees
+from jaxprune.types import Apply, Batch, Loss, Params, PyTree
+
+MeanLoss = Callable[[Params, Batch], jax.Array]
+
+
+def batch_size(batch: Batch) -> int:
+    """N, the leading axis that all leaves of a batch share.
+
+    Raises:
+      ValueError: there is no batch, it is empty, or its leaves disagree; the leaf is named.
+    """
+    leaves = trees.named_leaves(batch)
+    if not leaves:
+        raise ValueError(
+            "This saliency needs data, and got no batch. Pass `batch=(inputs, targets)`; inside an "
+            "Optax chain that is `tx.update(grads, state, params, batch=batch)`."
+        )
+    first, size = leaves[0][0], None
+    for name, leaf in leaves:
+        if np.ndim(leaf) == 0:
+            raise ValueError(f"Batch {trees.label(name)} is a scalar; it needs a leading axis N.")
+        if size is None:
+            first, size = name, np.shape(leaf)[0]
+        if np.shape(leaf)[0] != size:
+            raise ValueError(
+                f"Batch leaves disagree about the number of examples: '{first}' has {size}, "
+                f"'{name}' has {np.shape(leaf)[0]}. All share a leading axis N."
+            )
+    if not size:
+        raise ValueError("The batch is empty: N = 0 examples. Pass at least one.")
+    return size
+
+
+def split_batch(batch: Batch) -> tuple[PyTree, PyTree]:
+    """`(inputs, targets)`, with the examples counted and checked.
+
+    Raises:
+      ValueError: the batch is not such a pair.
+    """
+    batch_size(batch)
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(
+            f"A batch is the pair `(inputs, targets)`, got {type(batch).__name__}. Wrap yours, or "
+            "give the saliency a plain `loss(params, batch)`."
+        )
+    return batch[0], batch[1]
+
+
+def check_losses(losses: Any, n: int) -> jax.Array:
+    """Per-example losses as they should be: real numbers of shape [N].
+
+    Raises:
+      ValueError: any other shape.
+    """
+    if np.shape(losses) != (n,):
+        raise ValueError(
+            f"`loss(outputs, targets)` must return one loss per example, shape ({n},), got "
+            f"{np.shape(losses)}. Drop the mean over examples; take it over tokens inside each."
+        )
+    return losses
+
+
+def example_losses(apply: Apply, loss: Loss) -> Callable[[Params, Batch], jax.Array]:
+    """`(params, batch) -> [N]`, checked."""
+
+    def losses(params: Params, batch: Batch) -> jax.Array:
+        inputs, targets = split_batch(batch)
+        return check_losses(loss(apply(params, inputs), targets), batch_size(batch))
+
+    return losses
+
+
+def mean_loss(apply: Any, loss: Loss | None = None) -> MeanLoss:
+    """`(params, batch) -> scalar`, the mean over examples.
+
+    Args:
+      apply: the model; or, without `loss`, a plain `loss(params, batch) -> scalar` mean.
+      loss: per-example losses, or None.
+    """
+    if loss is not None:
+        losses = example_losses(apply, loss)
+        return lambda params, batch: jnp.mean(losses(params, batch))
+
+    def checked(params: Params, batch: Batch) -> jax.Array:
+        batch_size(batch)
+        value = apply(params, batch)
+        if np.shape(value) != ():
+            raise ValueError(
+                f"A plain `loss(params, batch)` must return a scalar, got shape {np.shape(value)}. "
+                "Return the mean over examples, or pass `(apply, loss)`."
+            )
+        return value
+
+    return checked
+
+
+def by_leaves(params: Params) -> tuple[list[Any], Callable[[list[Any]], Params], list[bool]]:
+    """The real floating leaves, a function that puts such leaves back, and their flags.
+
+    Statistics that are floating-point are leaves too; integers, flags and PRNG keys are not.
+
+    Raises:
+      TypeError: a complex leaf, whose derivative needs a convention we do not choose for you.
+    """
+    for name, leaf in trees.named_leaves(params):
+        if jnp.issubdtype(trees.dtype_of(leaf), jnp.complexfloating):
+            raise TypeError(
+                f"{trees.label(name)} is {trees.dtype_of(leaf)}: derivatives are taken for real "
+                "leaves only. Split it into real and imaginary parts, or score by magnitude."
+            )
+    flags = [trees.is_float(leaf) for leaf in jax.tree.leaves(params)]
+    return (
+        [jnp.asarray(x) for x in trees.select_leaves(params, flags)],
+        lambda new: trees.replace_leaves(params, flags, new),
+        flags,
+    )
+
+
+def gradient(objective: MeanLoss, params: Params, batch: Batch) -> PyTree:
+    """The gradient in every real floating leaf, in score precision; zeros for other leaves."""
+    leaves, merge, flags = by_leaves(params)
+    grads = jax.grad(lambda some: objective(merge(some), batch))(leaves)
+    wide = [g.astype(trees.score_dtype(g)) for g in grads]
+    return trees.replace_leaves(params, flags, wide, zeros)
+
+
+def zeros(leaf: Any) -> jax.Array:
+    """Zeros of a leaf's shape in score precision."""
+    return jnp.zeros(np.shape(leaf), trees.score_dtype(leaf))
+
+
+def wide(leaf: Any) -> jax.Array:
+    """A weight in score precision; zeros for a leaf that is not real floating-point."""
+    if not trees.is_float(leaf):
+        return zeros(leaf)
+    return jnp.asarray(leaf).astype(trees.score_dtype(leaf))

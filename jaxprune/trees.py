@@ -1,0 +1,229 @@
+"""The only tree arithmetic: names of leaves, masks over them, and counts in integers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.types import Mask, Params, Predicate, PyTree
+
+_NOT_PRUNABLE = ("bias", "scale", "embedding", "mean", "var")
+
+
+def name_of(path: tuple[Any, ...]) -> str:
+    """A key path as text: `params/Dense_0/kernel`; NNX's trailing `.value` is dropped."""
+    if path and getattr(path[-1], "name", None) == "value":
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    """`(name, leaf)` for every leaf, in flattening order.
+
+    Example:
+      >>> named_leaves({"dense": {"kernel": 1.0, "bias": 2.0}})
+      [('dense/bias', 2.0), ('dense/kernel', 1.0)]
+    """
+    return [(name_of(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def paths(tree: PyTree) -> list[str]:
+    """The name of every leaf, in flattening order."""
+    return [name for name, _ in named_leaves(tree)]
+
+
+def label(name: str) -> str:
+    """A leaf's name for messages; a tree that is one bare array has no name of its own."""
+    return f"leaf '{name}'" if name else "the only leaf"
+
+
+def dtype_of(leaf: Any) -> Any:
+    """The dtype of an array, an abstract array, a PRNG key or a Python number."""
+    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+
+
+def is_inexact(leaf: Any) -> bool:
+    """True for real or complex floating leaves."""
+    return jnp.issubdtype(dtype_of(leaf), jnp.inexact)
+
+
+def is_float(leaf: Any) -> bool:
+    """True for real floating leaves: those that derivatives are taken for."""
+    return jnp.issubdtype(dtype_of(leaf), jnp.floating)
+
+
+def score_dtype(leaf: Any) -> Any:
+    """float64 for float64 (and complex128) leaves, float32 for every other."""
+    wide = dtype_of(leaf) in (np.dtype("float64"), np.dtype("complex128"))
+    return jnp.float64 if wide else jnp.float32
+
+
+def default_prunable(name: str, leaf: Any) -> bool:
+    """Weights, by convention: inexact, rank >= 2, not named bias, scale, embedding, mean or var.
+
+    Example:
+      >>> import numpy as np
+      >>> default_prunable("dense/kernel", np.ones((3, 2)))
+      True
+      >>> default_prunable("attention/query/bias", np.ones((3, 2)))
+      False
+    """
+    last = name.rsplit("/", 1)[-1]
+    return is_inexact(leaf) and np.ndim(leaf) >= 2 and last not in _NOT_PRUNABLE
+
+
+def prunable_flags(params: Params, prunable: Predicate) -> list[bool]:
+    """`prunable(name, leaf)` for every leaf, in flattening order.
+
+    Raises:
+      TypeError: the predicate asks for a leaf that is not floating-point.
+      ValueError: it asks for no leaf at all.
+    """
+    leaves = named_leaves(params)
+    flags = [bool(prunable(name, leaf)) for name, leaf in leaves]
+    for flag, (name, leaf) in zip(flags, leaves, strict=True):
+        if flag and not is_inexact(leaf):
+            raise TypeError(
+                f"Cannot prune {label(name)}: its dtype is {dtype_of(leaf)}, and only "
+                "floating-point leaves have weights to prune. Exclude it in `prunable`."
+            )
+    if not any(flags):
+        raise ValueError(
+            f"Nothing to prune: `prunable` is False for every leaf of {paths(params)}. The default "
+            "takes floating-point leaves of rank >= 2 not named bias, scale, embedding, mean or "
+            "var; pass `prunable=lambda name, leaf: ...` to choose others."
+        )
+    return flags
+
+
+def check_like(params: Params, other: PyTree, what: str, *, boolean: bool = False) -> None:
+    """Raise unless `other` has the structure and shapes of `params` (and is bool, if asked).
+
+    Raises:
+      ValueError: names the first leaf that is missing, extra, or of another shape.
+      TypeError: names the first leaf that should be bool and is not.
+    """
+    ours, theirs = named_leaves(params), named_leaves(other)
+    if jax.tree.structure(params) != jax.tree.structure(other):
+        names, others = {n for n, _ in ours}, {n for n, _ in theirs}
+        missing, extra = sorted(names - others), sorted(others - names)
+        if missing or extra:
+            detail = f"missing from the {what}: {missing or 'none'}; only there: {extra or 'none'}"
+        else:
+            detail = f"{jax.tree.structure(params)} against {jax.tree.structure(other)}"
+        raise ValueError(
+            f"The {what} does not have the tree structure of the parameters: {detail}. "
+            "Make it from the same parameter tree."
+        )
+    for (name, leaf), (_, found) in zip(ours, theirs, strict=True):
+        if np.shape(leaf) != np.shape(found):
+            raise ValueError(
+                f"The {what} at {label(name)} has shape {np.shape(found)}, the parameter has "
+                f"{np.shape(leaf)}. Make it from the same parameter tree."
+            )
+        if boolean and dtype_of(found) != np.dtype(bool):
+            raise TypeError(
+                f"The {what} at {label(name)} has dtype {dtype_of(found)}; a mask is bool, "
+                "True = kept. Convert it, for example with `leaf != 0`."
+            )
+
+
+def full_mask(params: Params) -> Mask:
+    """The mask that keeps everything."""
+    return jax.tree.map(lambda leaf: jnp.ones(np.shape(leaf), bool), params)
+
+
+def apply_mask(params: Params, mask: Mask) -> Params:
+    """Zero what the mask drops: `where(mask, w, 0)`; dtypes, integers and PRNG keys are kept.
+
+    Args:
+      params: any pytree of arrays (parameters, or an average of them).
+      mask: the same structure and shapes, bool, True = kept.
+
+    Returns:
+      A tree like `params`.
+
+    Raises:
+      ValueError: structures or shapes differ. TypeError: the mask is not bool.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> apply_mask([jnp.array([1.0, 2.0])], [jnp.array([True, False])])
+      [Array([1., 0.], dtype=float32)]
+    """
+    check_like(params, mask, "mask", boolean=True)
+
+    def masked(leaf: Any, keep: Any) -> Any:
+        if not jnp.issubdtype(dtype_of(leaf), jnp.number):
+            return leaf  # PRNG keys and flags have no zero, and are never prunable
+        leaf = jnp.asarray(leaf)
+        return jnp.where(keep, leaf, jnp.zeros((), leaf.dtype))
+
+    return jax.tree.map(masked, params, mask)
+
+
+def is_traced(*trees: PyTree) -> bool:
+    """True inside jit, vmap or grad: values cannot be looked at, so checks on them cannot raise."""
+    return any(isinstance(x, jax.core.Tracer) for tree in trees for x in jax.tree.leaves(tree))
+
+
+def count_dtype(n: int) -> Any:
+    """An integer type that can count to n: a float32 count is off by 2 at 60 million.
+
+    Raises:
+      ValueError: n >= 2**31 without x64, where JAX has no integer wide enough.
+    """
+    if n < 2**31:
+        return jnp.int32
+    if jax.config.jax_enable_x64:
+        return jnp.int64
+    raise ValueError(
+        f"Cannot count {n} entries in 32 bits. Enable 64-bit integers with "
+        "`jax.config.update('jax_enable_x64', True)`, or prune per layer."
+    )
+
+
+def count(tree: PyTree) -> int:
+    """Number of entries, kept or not."""
+    return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def keep(mask: Mask) -> Any:
+    """Number of entries the mask keeps, an exact integer (an array inside jit)."""
+    if not is_traced(mask):
+        return sum(int(np.count_nonzero(np.asarray(m))) for m in jax.tree.leaves(mask))
+    dtype = count_dtype(count(mask))
+    return sum((jnp.sum(m, dtype=dtype) for m in jax.tree.leaves(mask)), jnp.zeros((), dtype))
+
+
+def drop(mask: Mask) -> Any:
+    """Number of entries the mask prunes."""
+    return count(mask) - keep(mask)
+
+
+def sparsity(mask: Mask) -> Any:
+    """The fraction of ALL entries pruned (`report` also gives it over the prunable ones)."""
+    return drop(mask) / max(count(mask), 1)
+
+
+def select_leaves(tree: PyTree, flags: list[bool]) -> list[Any]:
+    """The flagged leaves, in flattening order."""
+    return [leaf for leaf, flag in zip(jax.tree.leaves(tree), flags, strict=True) if flag]
+
+
+def replace_leaves(
+    tree: PyTree, flags: list[bool], new: list[Any], otherwise: Callable[[Any], Any] = lambda x: x
+) -> PyTree:
+    """`tree` with the flagged leaves replaced in order, and the others mapped by `otherwise`."""
+    leaves, structure = jax.tree.flatten(tree)
+    values = iter(new)
+    merged = [
+        next(values) if flag else otherwise(leaf)
+        for leaf, flag in zip(leaves, flags, strict=True)
+    ]
+    return jax.tree.unflatten(structure, merged)

@@ -1,0 +1,159 @@
+"""The types every stage speaks, and the conventions they keep.
+
+One tree
+    `params` is whatever pytree `apply` takes first: a params collection, Linen variables, an
+    `nnx.State`, bare arrays. Masks and scores have its structure and its shapes.
+Batch
+    `(inputs, targets)`, each any pytree whose leaves share a leading axis N >= 1.
+    `apply(params, inputs) -> outputs`; `loss(outputs, targets) -> [N]`, a loss per example.
+    A plain `loss(params, batch) -> scalar` is the MEAN over N.
+Mask
+    `bool`, True = kept. A leaf that is not prunable is all True.
+Scores
+    float32 (float64 for float64 leaves); larger = more important; may be negative.
+    A saliency knows no mask: a Pruner puts `-inf` where its mask is False.
+Sparsity
+    The fraction pruned of the ORIGINAL prunable parameters, in [0, 1): exactly
+    `round(sparsity * n)` of n go, ties broken by index, so masks nest.
+Randomness
+    An explicit `key`. No global state anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+
+PyTree = Any
+"""Any pytree of arrays."""
+Params = PyTree
+Scores = PyTree
+Mask = PyTree
+Batch = Any
+"""`(inputs, targets)`; anything a plain `loss(params, batch)` takes."""
+
+
+class Apply(Protocol):
+    """The model: `apply(params, inputs) -> outputs`."""
+
+    def __call__(self, params: Params, inputs: PyTree, /) -> PyTree: ...
+
+
+class Loss(Protocol):
+    """`loss(outputs, targets) -> [N]`: one number per example."""
+
+    def __call__(self, outputs: PyTree, targets: PyTree, /) -> jax.Array: ...
+
+
+Predicate = Callable[[str, Any], bool]
+"""`prunable(name, leaf)`: may this leaf be pruned? `name` is its path, such as `dense/kernel`."""
+
+
+class Stats(NamedTuple):
+    """What a saliency measured: SUMS over examples. Stats add across batches and devices.
+
+    Attributes:
+      count: number of examples, int32 scalar.
+      sums: pytree of sums over those examples (empty for a saliency that needs no data).
+    """
+
+    count: jax.Array
+    sums: PyTree
+
+
+class Saliency(NamedTuple):
+    """How important every parameter is: two pure functions, and callable.
+
+    Attributes:
+      measure: `(params, batch) -> Stats`.
+      score: `(params, stats) -> Scores`.
+    """
+
+    measure: Callable[[Params, Batch], Stats]
+    score: Callable[[Params, Stats], Scores]
+
+    def __call__(self, params: Params, batch: Batch = None) -> Scores:
+        """`score(params, measure(params, batch))`."""
+        return self.score(params, self.measure(params, batch))
+
+
+ScoreFunction = Saliency | Callable[[Params, Batch], Scores]
+"""A `Saliency`, or a user's plain `(params, batch) -> Scores` (which cannot be accumulated)."""
+
+
+class Selection(NamedTuple):
+    """Which parameters stay, given scores.
+
+    Attributes:
+      prunable: the predicate that says which leaves take part.
+      choose: `(params, scores, sparsity) -> Mask`; a score of `-inf` is never kept.
+    """
+
+    prunable: Predicate
+    choose: Callable[[Params, Scores, Any], Mask]
+
+    def __call__(self, params: Params, scores: Scores, *, sparsity: Any = None) -> Mask:
+        """The mask; `sparsity` may be traced, and None where the pattern itself fixes it."""
+        return self.choose(params, scores, sparsity)
+
+
+class Pruned(NamedTuple):
+    """What a Pruner returns.
+
+    Attributes:
+      params: the parameters, exactly 0 where the mask is False.
+      mask: True = kept.
+      info: what happened, by name (counts, objectives, seconds).
+    """
+
+    params: Params
+    mask: Mask
+    info: dict[str, Any]
+
+
+@runtime_checkable
+class Pruner(Protocol):
+    """Everything that prunes: `(params, batch, *, sparsity, mask=None) -> Pruned`."""
+
+    def __call__(
+        self, params: Params, batch: Batch = None, *, sparsity: Any = None, mask: Mask | None = None
+    ) -> Pruned: ...
+
+
+Schedule = Callable[[Any], Any]
+"""`step -> sparsity`, shaped as Optax schedules are."""
+
+FineTune = Callable[[Params, Mask], Params]
+"""`(params, mask) -> params`: the user's own training, which must keep pruned entries at 0."""
+
+Batches = Iterable[Batch]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("mean", "second_moment"),
+    meta_fields=("is_hessian", "fallback_paths"),
+)
+@dataclass(frozen=True)
+class Diagonal:
+    """The diagonal of a curvature matrix, MEANS over examples.
+
+    Attributes:
+      mean: mean over examples of the per-example diagonal; structure and shapes of `params`.
+      second_moment: mean over examples of its square, or None where it was not measured.
+      is_hessian: True if it is the Hessian's diagonal, not an approximation of it.
+      fallback_paths: names of the leaves that took a slower path.
+    """
+
+    mean: PyTree
+    second_moment: PyTree | None = None
+    is_hessian: bool = False
+    fallback_paths: tuple[str, ...] = ()
+
+
+Curvature = Callable[[Params, Batch], Diagonal]
+"""`(params, batch) -> Diagonal`."""
