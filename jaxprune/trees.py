@@ -133,9 +133,14 @@ def check_like(params: Params, other: PyTree, what: str, *, boolean: bool = Fals
             )
 
 
+def kept_whole(leaf: Any) -> jax.Array:
+    """The mask of one leaf that keeps all of it."""
+    return jnp.ones(np.shape(leaf), bool)
+
+
 def full_mask(params: Params) -> Mask:
     """The mask that keeps everything."""
-    return jax.tree.map(lambda leaf: jnp.ones(np.shape(leaf), bool), params)
+    return jax.tree.map(kept_whole, params)
 
 
 def apply_mask(params: Params, mask: Mask) -> Params:

@@ -157,3 +157,24 @@ class Diagonal:
 
 Curvature = Callable[[Params, Batch], Diagonal]
 """`(params, batch) -> Diagonal`."""
+
+
+class GradientMoments(NamedTuple):
+    """Means over examples of per-example gradients and of their squares; trees like `params`."""
+
+    mean: PyTree
+    second_moment: PyTree
+
+
+class LayerMoments(NamedTuple):
+    """Inputs and output curvature of the layer each weight belongs to; broadcast like `params`.
+
+    Attributes:
+      input_mean: mean over examples of the input that the weight multiplies.
+      input_second_moment: mean over examples of that input's square.
+      output_curvature: mean over examples of the curvature of the loss in the layer's output.
+    """
+
+    input_mean: PyTree
+    input_second_moment: PyTree
+    output_curvature: PyTree

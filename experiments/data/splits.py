@@ -13,13 +13,14 @@ def hold_out(targets: np.ndarray, count: int, *, seed: int) -> tuple[np.ndarray,
     Args:
         targets: [N] class numbers.
         count: how many to hold out, in [1, N - 1].
-        seed: chooses which examples of each class.
+        seed: chooses which examples of each class, in [0, 2^32 - 1].
 
     Returns:
         The positions kept, [N - count], and the positions held out, [count], both ascending.
 
     Raises:
-        ValueError: if `count` would leave one of the two parts empty.
+        ValueError: if `count` would leave one of the two parts empty, or the seed is outside
+            its range.
     """
     total = len(targets)
     if not 0 < count < total:
@@ -29,7 +30,8 @@ def hold_out(targets: np.ndarray, count: int, *, seed: int) -> tuple[np.ndarray,
         )
     _, members = np.unique(targets, return_inverse=True)
     quotas = _largest_remainder(np.bincount(members), count)
-    random = np.random.default_rng(seed)
+    # The legacy generator: its stream is frozen, while that of `default_rng` may change with numpy.
+    random = np.random.RandomState(seed)
     held = np.zeros(total, dtype=bool)
     for label, quota in enumerate(quotas):
         held[random.permutation(np.flatnonzero(members == label))[:quota]] = True

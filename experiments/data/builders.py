@@ -1,0 +1,134 @@
+"""The official tensorflow_datasets builders, made to prepare without TensorFlow.
+
+The official image builders hand arrays to TensorFlow's encoder and read through its file system.
+A sub-class of the same name and version that yields Pillow images, written as array_record, needs
+neither, and its directory is what `tfds.builder(name)` reads.
+"""
+
+import contextlib
+import importlib
+import io
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from experiments.data.dataset import RawSplits, Split
+from experiments.data.progress import bar
+
+FILE_FORMAT = "array_record"
+_STEP = 500  # examples between two moves of the progress bar
+
+
+class DownloadManager(Protocol):
+    """The part of `tfds.download.DownloadManager` that a source uses."""
+
+    def download(self, urls: Mapping[str, str], /) -> Mapping[str, Path]:
+        """Give the verified file of each url."""
+        ...
+
+
+Source = Callable[[Path, DownloadManager], RawSplits]
+"""Gets the raw splits; the path is where the manager looks for files fetched by hand."""
+
+
+def official_class(builder: str) -> Any:
+    """Import the official builder class from its "module:Class" address."""
+    module, name = builder.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def relative_path(builder: Any) -> Path:
+    """Where a builder's prepared files are under the root: name/version."""
+    return Path(builder.name) / str(builder.VERSION)
+
+
+def official_urls(builder: Any, files: tuple[str, ...]) -> tuple[dict[str, str], int]:
+    """The official url of each file, and their size together in bytes.
+
+    Raises:
+        LookupError: tensorflow_datasets registers no such file.
+    """
+    table = {info.filename: (url, info.size) for url, info in builder.url_infos.items()}
+    unknown = [file for file in files if file not in table]
+    if unknown:
+        raise LookupError(
+            f"tensorflow_datasets registers no {', '.join(unknown)} for {builder.name}, only "
+            f"{', '.join(table)}. Its builder has changed: adapt the set's file names."
+        )
+    return {file: table[file][0] for file in files}, sum(int(table[file][1]) for file in files)
+
+
+def write(builder: Any, source: Source, root: Path) -> None:
+    """Prepare the builder's set, as `source` gives it, under an empty root directory."""
+    import tensorflow_datasets as tfds
+
+    manual = root / "manual"
+    manual.mkdir()
+    config = tfds.download.DownloadConfig(
+        manual_dir=manual,
+        try_download_gcs=False,
+        # Without it a url that has lost its registered checksum would pass unverified.
+        force_checksums_validation=True,
+    )
+    with quiet(), contextlib.redirect_stdout(io.StringIO()):  # it prints notes of its own
+        instance = _without_tensorflow(builder, source, manual)(data_dir=root)
+        instance.download_and_prepare(
+            download_dir=root / "downloads", download_config=config, file_format=FILE_FORMAT
+        )
+
+
+def _without_tensorflow(builder: Any, source: Source, manual: Path) -> Any:
+    from tensorflow_datasets.core import registered
+
+    def info(self: Any) -> Any:
+        made = builder._info(self)
+        # It would ask a bucket for sizes, and leave an empty temporary directory at each call.
+        made.initialize_from_bucket = lambda: None
+        return made
+
+    def split_generators(self: Any, manager: DownloadManager) -> dict[str, Any]:
+        splits = source(manual, manager)
+        return {name: self._generate_examples(name, split) for name, split in splits.items()}
+
+    def generate_examples(self: Any, name: str, split: Split) -> Iterator[tuple[int, Any]]:
+        del self
+        return _examples(f"preparing {builder.name} {name}", split)
+
+    methods = {
+        "name": builder.name,
+        "_info": info,
+        "_split_generators": split_generators,
+        "_generate_examples": generate_examples,
+    }
+    # Unregistered: the official class keeps its name for everyone else in this process.
+    with registered.skip_registration():
+        return type(builder.__name__, (builder,), methods)
+
+
+def _examples(description: str, split: Split) -> Iterator[tuple[int, dict[str, Any]]]:
+    from PIL import Image
+
+    with bar(description, len(split.targets)) as advance:
+        for key, (pixels, label) in enumerate(zip(split.inputs, split.targets, strict=True)):
+            if key % _STEP == 0:
+                advance(_STEP)
+            # Pillow has no [H, W, 1]: a grey image is [H, W].
+            image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+            yield key, {"image": image, "label": int(label)}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence tensorflow_datasets' own bars and its advice to use OpenCV."""
+    from tensorflow_datasets.core.utils import tqdm_utils
+
+    was_active, logger = tqdm_utils._active, logging.getLogger("absl")
+    level = logger.level
+    tqdm_utils.display_progress_bar(False)
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        tqdm_utils.display_progress_bar(was_active)

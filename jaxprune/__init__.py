@@ -1,0 +1,59 @@
+"""jaxprune: functional pruning for JAX.
+
+The flow: a saliency scores parameters, a selection turns scores into a mask, a Pruner does both,
+Optax transformations keep the mask inside a jitted train step, and a report says what was done.
+"""
+
+from jaxprune import (
+    checkpoint,
+    curvature,
+    reporting,
+    saliency,
+    schedule,
+    select,
+    transforms,
+    trees,
+    types,
+)
+from jaxprune.prune import iterative, one_shot
+from jaxprune.reporting import report
+from jaxprune.transforms import (
+    freeze_pruned,
+    freeze_random,
+    mask_of,
+    prune_gradually,
+    straight_through,
+    with_mask,
+)
+from jaxprune.trees import apply_mask
+from jaxprune.types import Diagonal, Pruned, Pruner, Saliency, Selection, Stats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Diagonal",
+    "Pruned",
+    "Pruner",
+    "Saliency",
+    "Selection",
+    "Stats",
+    "apply_mask",
+    "checkpoint",
+    "curvature",
+    "freeze_pruned",
+    "freeze_random",
+    "iterative",
+    "mask_of",
+    "one_shot",
+    "prune_gradually",
+    "report",
+    "reporting",
+    "saliency",
+    "schedule",
+    "select",
+    "straight_through",
+    "transforms",
+    "trees",
+    "types",
+    "with_mask",
+]

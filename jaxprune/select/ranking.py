@@ -1,0 +1,296 @@
+"""Prune the entries with the lowest scores, in one ranking or in one a part."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune import trees
+from jaxprune.select import counts, threshold
+from jaxprune.types import Mask, Params, Predicate, Scores, Selection
+
+Scope = Literal["global", "layer", "output", "erk"]
+SCOPES = ("global", "layer", "output", "erk")
+LeafSparsity = float | Callable[[Any], Any]
+
+
+def lowest(
+    scope: Scope | Mapping[str, LeafSparsity] = "global",
+    *,
+    prunable: Predicate = trees.default_prunable,
+    floor: int = 1,
+    output_axis: int = -1,
+) -> Selection:
+    """Keep the highest scores: exactly `round(sparsity * n)` of n entries go, ties by index.
+
+    The index order is that of the flattened tree, then row-major inside a leaf, so a higher
+    sparsity always prunes a superset.
+
+    Args:
+      scope: where scores compete. "global": one ranking over all prunable leaves. "layer": every
+        leaf loses the same share. "output": every output unit of a leaf (an index of
+        `output_axis`) loses the same share. "erk": a share per leaf that grows with its size
+        (Evci et al. 2020). Or a mapping from leaf names to their own sparsities, each a number or
+        a function of the call's sparsity; leaves it does not name get the call's sparsity.
+      prunable: `(name, leaf) -> bool`, which leaves take part.
+      floor: entries that every leaf keeps, its best ones. In the global scope they leave the
+        ranking first and the total stays exact; in the others a leaf that would keep fewer is an
+        error (inside jit, where nothing can be raised, it keeps `floor`).
+      output_axis: the axis of output units in the scope "output"; -1 as Flax stores kernels.
+
+    Returns:
+      A `Selection`: `(params, scores, *, sparsity) -> Mask`, `sparsity` may be traced.
+
+    Raises:
+      ValueError: an unknown scope or leaf name, a negative floor; when called, a sparsity that
+        the floor does not allow or that is below the one already reached, or NaN scores.
+
+    Example:
+      >>> params = {"kernel": jnp.array([[1.0, -4.0], [2.0, 3.0]])}
+      >>> lowest()(params, jax.tree.map(jnp.abs, params), sparsity=0.5)["kernel"]
+      Array([[False,  True],
+             [False,  True]], dtype=bool)
+    """
+    check_scope(scope)
+    if isinstance(floor, bool) or not isinstance(floor, int) or floor < 0:
+        raise ValueError(f"`floor` counts entries a leaf keeps: an integer >= 0, got {floor!r}.")
+
+    def choose(params: Params, scores: Scores, sparsity: Any) -> Mask:
+        return choose_leaves(
+            params,
+            scores,
+            prunable,
+            lambda names, leaves: rank_leaves(names, leaves, sparsity, scope, floor, output_axis),
+        )
+
+    return Selection(prunable, choose)
+
+
+def choose_leaves(
+    params: Params,
+    scores: Scores,
+    prunable: Predicate,
+    decide: Callable[[list[str], list[jax.Array]], list[jax.Array]],
+) -> Mask:
+    """The mask of a whole tree from `decide(names, scores) -> masks` of its prunable leaves."""
+    flags = trees.prunable_flags(params, prunable)
+    trees.check_like(params, scores, "scores")
+    names = [name for flag, name in zip(flags, trees.paths(params), strict=True) if flag]
+    leaves = [
+        jnp.asarray(leaf).astype(trees.score_dtype(leaf))
+        for leaf in trees.select_leaves(scores, flags)
+    ]
+    masks = decide(names, leaves)
+    return trees.replace_leaves(params, flags, masks, trees.kept_whole)
+
+
+def check_scope(scope: Any) -> None:
+    """Raise for a scope that does not exist, with the nearest that does."""
+    if isinstance(scope, Mapping) or scope in SCOPES:
+        return
+    near = difflib.get_close_matches(str(scope), SCOPES, 1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    raise ValueError(
+        f"Unknown scope {scope!r}. Known: {', '.join(SCOPES)}, or a mapping from leaf names to "
+        f"sparsities.{hint}"
+    )
+
+
+def rank_leaves(
+    names: list[str],
+    scores: list[jax.Array],
+    sparsity: Any,
+    scope: Scope | Mapping[str, LeafSparsity],
+    floor: int,
+    output_axis: int,
+) -> list[jax.Array]:
+    """The masks of the prunable leaves, given their scores."""
+    sizes = [leaf.size for leaf in scores]
+    limits = [n - min(floor, n) for n in sizes]  # at most so many of a leaf may go
+    if scope == "global":
+        goes = counts.pruned_count(_required(sparsity), sum(sizes))
+        if not trees.is_traced(goes):
+            _check_global(goes, sum(sizes), sum(limits), floor, len(sizes))
+            _check_reached(names, scores, None, goes)
+        dtype = trees.count_dtype(sum(sizes))
+        return _global(scores, jnp.asarray(goes, dtype), tuple(limits))
+    axes = [_part_axes(leaf, scope, output_axis) for leaf in scores]
+    parts = [math.prod(leaf.shape[a] for a in ax) for leaf, ax in zip(scores, axes, strict=True)]
+    wanted = leaf_sparsities(names, [leaf.shape for leaf in scores], sparsity, scope)
+    goes = counts.pruned_counts(wanted, parts)
+    if not trees.is_traced(goes):
+        _check_parts(names, goes, parts, sizes, floor)
+        for name, leaf, ax, k in zip(names, scores, axes, goes, strict=True):
+            _check_reached([name], [leaf], ax, k)
+    # A floor inside jit: no error can be raised there, so a part gives up at most what it may.
+    most = [
+        part if part < n else limit for part, n, limit in zip(parts, sizes, limits, strict=True)
+    ]
+    goes = [jnp.minimum(jnp.asarray(k), m) for k, m in zip(goes, most, strict=True)]
+    return _by_parts(scores, goes, tuple(axes))
+
+
+def leaf_sparsities(
+    names: list[str],
+    shapes: list[tuple[int, ...]],
+    sparsity: Any,
+    scope: Scope | Mapping[str, LeafSparsity],
+) -> list[Any]:
+    """A sparsity per leaf for the scopes "layer", "output", "erk" and for a mapping."""
+    if scope == "erk":
+        nonempty = [i for i, shape in enumerate(shapes) if math.prod(shape)]
+        found = counts.erk_sparsities([shapes[i] for i in nonempty], _required(sparsity))
+        spread: list[Any] = [0.0] * len(shapes)
+        for i, value in zip(nonempty, found, strict=True):
+            spread[i] = value
+        return spread
+    if not isinstance(scope, Mapping):
+        return [_required(sparsity)] * len(names)
+    for key in scope:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, 1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ValueError(f"No prunable leaf is named '{key}'. There are {names}.{hint}")
+    chosen = [scope.get(name, sparsity) for name in names]
+    values = [own(_required(sparsity)) if callable(own) else own for own in chosen]
+    return [counts.check_sparsity(_required(v), f"sparsity of {trees.label(n)}")
+            for n, v in zip(names, values, strict=True)]
+
+
+def _required(sparsity: Any) -> Any:
+    if sparsity is None:
+        raise ValueError("This selection needs a sparsity in [0, 1): pass `sparsity=`.")
+    return counts.check_sparsity(sparsity)
+
+
+def _part_axes(leaf: jax.Array, scope: Any, output_axis: int) -> threshold.Axes:
+    everything = tuple(range(leaf.ndim))
+    if scope != "output":
+        return everything
+    if leaf.ndim == 0:
+        return ()
+    if not -leaf.ndim <= output_axis < leaf.ndim:
+        raise ValueError(
+            f"output_axis={output_axis} does not exist in a leaf of shape {leaf.shape}. Exclude "
+            "that leaf in `prunable`, or name another axis."
+        )
+    return tuple(a for a in everything if a != output_axis % leaf.ndim)
+
+
+def _check_global(goes: int, n: int, limit: int, floor: int, leaves: int) -> None:
+    if goes > limit:
+        raise ValueError(
+            f"Cannot prune {goes} of {n} entries: floor={floor} protects {n - limit} entries in "
+            f"{leaves} leaves. Lower the sparsity, or pass a smaller `floor`."
+        )
+
+
+def _check_parts(
+    names: list[str], goes: list[int], parts: list[int], sizes: list[int], floor: int
+) -> None:
+    for name, k, part, size in zip(names, goes, parts, sizes, strict=True):
+        left = (part - k) * (size // part if part else 0)
+        if left < min(floor, size):
+            raise ValueError(
+                f"{trees.label(name)} would keep {left} of its {size} entries, fewer than "
+                f"floor={floor}. Lower the sparsity, pass floor=0, or exclude it in `prunable`."
+            )
+
+
+def _check_reached(
+    names: list[str], scores: list[jax.Array], axes: threshold.Axes | None, goes: int
+) -> None:
+    """Outside jit: NaN scores, and a sparsity below the one already reached, are errors."""
+    if trees.is_traced(scores):
+        return
+    gone = 0
+    for name, leaf in zip(names, scores, strict=True):
+        nan, already = _survey(leaf, tuple(range(leaf.ndim)) if axes is None else axes)
+        if nan:
+            raise ValueError(
+                f"The score of {trees.label(name)} is NaN at {int(nan)} of {leaf.size} entries."
+            )
+        gone = gone + int(already) if axes is None else int(already)
+        if axes is not None and gone > goes:
+            break
+    if gone > goes:
+        where = trees.label(names[-1]) if axes is not None else "the tree"
+        raise ValueError(
+            f"{gone} entries of {where} are pruned already, more than the {goes} asked for: the "
+            "sparsity is a fraction of the ORIGINAL parameters. Ask for more, or start without a "
+            "mask."
+        )
+
+
+@jax.jit(static_argnums=1)
+def _survey(leaf: jax.Array, axes: threshold.Axes) -> tuple[jax.Array, jax.Array]:
+    """Number of NaNs, and the largest number of `-inf` in a part."""
+    dtype = trees.count_dtype(leaf.size)
+    gone = jnp.sum(leaf == -jnp.inf, axis=axes, dtype=dtype)
+    return jnp.sum(jnp.isnan(leaf), dtype=dtype), jnp.max(gone, initial=0)
+
+
+@jax.jit(static_argnums=2)
+def _by_parts(
+    scores: list[jax.Array], goes: list[jax.Array], axes: tuple[threshold.Axes, ...]
+) -> list[jax.Array]:
+    return [
+        threshold.keep_largest(leaf, k, ax)
+        for leaf, k, ax in zip(scores, goes, axes, strict=True)
+    ]
+
+
+@jax.jit(static_argnums=2)
+def _global(scores: list[jax.Array], goes: jax.Array, limits: tuple[int, ...]) -> list[jax.Array]:
+    """One ranking over all leaves, in which leaf i gives up at most `limits[i]` entries.
+
+    A leaf's best entries are protected, so it has `min(entries below v, limit)` entries to give
+    below v: the floor costs nothing in the search, and the total is exact.
+    """
+    dtype = jnp.result_type(*[leaf.dtype for leaf in scores])
+    wide = trees.count_dtype(sum(leaf.size for leaf in scores))
+    parts = [
+        (leaf.astype(dtype), limit) for leaf, limit in zip(scores, limits, strict=True) if leaf.size
+    ]
+    axes = [tuple(range(leaf.ndim)) for leaf, _ in parts]
+
+    def given(pivots: list[jax.Array]) -> list[jax.Array]:
+        totals = [jnp.zeros((), wide) for _ in pivots]
+        for (leaf, limit), ax in zip(parts, axes, strict=True):
+            found = threshold.below(leaf, pivots, ax)
+            totals = [t + jnp.minimum(c.reshape(()), limit) for t, c in zip(totals, found, strict=True)]
+        return totals
+
+    goes = jnp.clip(goes, 0, sum(limits))
+    value = threshold.kth_smallest(given, jnp.minimum(goes, max(sum(limits) - 1, 0)), dtype)
+    spare = goes - given([value])[0]  # how many of the entries equal to the value still go
+    masks = []
+    for (leaf, limit), ax in zip(parts, axes, strict=True):
+        bound, spare = _leaf_bound(leaf, limit, ax, value, spare)
+        masks.append(threshold.keep_from(leaf, bound, ax))
+    found_masks = iter(masks)
+    return [next(found_masks) if leaf.size else jnp.ones(leaf.shape, bool) for leaf in scores]
+
+
+def _leaf_bound(
+    leaf: jax.Array, limit: int, axes: threshold.Axes, value: jax.Array, spare: jax.Array
+) -> tuple[threshold.Bound, jax.Array]:
+    """The leaf's bound at the global value, taking its share of the spare ties; what is left."""
+    shape = (1,) * leaf.ndim
+    value = jnp.broadcast_to(value, shape)
+    lower = threshold.below(leaf, [value], axes)[0]
+    ties = threshold.below(-leaf, [-value], axes)[0]
+    ties = leaf.size - lower - ties  # entries equal to the value
+    open_ties = jnp.clip(limit - lower, 0, ties).reshape(())
+    taken = jnp.minimum(spare, open_ties.astype(spare.dtype))
+    pruned = jnp.minimum(lower, limit) + taken.astype(lower.dtype).reshape(shape)
+    # Where the floor bites, the cut is inside the leaf's own ranking, below the global value.
+    own = lambda _: threshold.bound_of(leaf, pruned, axes)
+    shared = lambda _: threshold.bound_at(leaf, value, pruned, axes)
+    bound = jax.lax.cond((lower > limit).reshape(()), own, shared, None)
+    return bound, spare - taken
