@@ -1,0 +1,204 @@
+"""Pruners: score, select, apply. Everything that prunes has this type, and composes."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import trees
+from jaxprune.trees import check_sparsity
+from jaxprune.types import (
+    Batch,
+    FineTune,
+    Mask,
+    Params,
+    Pruned,
+    Pruner,
+    Schedule,
+    ScoreFunction,
+    Scores,
+    Selection,
+)
+
+
+def one_shot(saliency: ScoreFunction, select: Selection) -> Pruner:
+    """A Pruner that scores once and prunes once.
+
+    The sparsity is of the original parameters: pruning to 0.5 and then to 0.7 gives 0.7. What a
+    given `mask` has pruned stays pruned.
+
+    Args:
+      saliency: a `Saliency`, or a plain `(params, batch) -> scores`.
+      select: a `Selection`, such as `jp.select.lowest()`.
+
+    Returns:
+      `(params, batch=None, *, sparsity=None, mask=None) -> Pruned`. It may be called inside jit,
+      with a traced sparsity. There nothing can be raised: if a score is NaN or infinite the old
+      mask stays and `info["bad_scores"]` counts them; a sparsity below the one already reached
+      leaves the mask as it is.
+
+    Raises:
+      ValueError: when called, a sparsity outside [0, 1) or below the one already reached, trees
+        that differ, NaN or infinite scores; the leaf is named.
+      TypeError: an integer leaf that is to be pruned, a mask that is not bool.
+
+    Example:
+      >>> from jaxprune import saliency, select
+      >>> prune = one_shot(saliency.magnitude(), select.lowest())
+      >>> pruned = prune({"kernel": jnp.array([[1.0, -3.0], [0.5, 2.0]])}, sparsity=0.5)
+      >>> pruned.params["kernel"]
+      Array([[ 0., -3.],
+             [ 0.,  2.]], dtype=float32)
+      >>> pruned.info["kept"]
+      2
+    """
+
+    def prune(
+        params: Params, batch: Batch = None, *, sparsity: Any = None, mask: Mask | None = None
+    ) -> Pruned:
+        if sparsity is not None:
+            check_sparsity(sparsity)
+        flags = trees.prunable_flags(params, select.prunable)
+        old = trees.full_mask(params) if mask is None else mask
+        if mask is not None:
+            params = trees.apply_mask(params, mask)
+        scores = saliency(params, batch)
+        trees.check_like(params, scores, "scores")
+        bad = bad_scores(scores, flags)
+        new = select.choose(params, hide_pruned(scores, old, flags), sparsity)
+        if bad is not None:
+            new = jax.tree.map(lambda n, o: jnp.where(bad == 0, n, o), new, old)
+        new = jax.tree.map(jnp.logical_and, new, old)
+        info = _counts(new, flags)
+        if bad is not None:
+            info["bad_scores"] = bad
+        return Pruned(trees.apply_mask(params, new), new, info)
+
+    return prune
+
+
+def bad_scores(scores: Scores, flags: list[bool]) -> jax.Array | None:
+    """The number of NaN or infinite scores inside jit; outside, raise if there is one.
+
+    Raises:
+      ValueError: names the leaf and counts its bad entries.
+    """
+    leaves = [leaf for flag, leaf in zip(flags, trees.named_leaves(scores), strict=True) if flag]
+    if trees.is_traced([leaf for _, leaf in leaves]):
+        found = [jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for _, leaf in leaves]
+        return sum(found, jnp.int32(0))
+    for name, leaf in leaves:
+        found = int(_unusable(leaf))
+        if found:
+            kind = "NaN" if bool(jnp.isnan(leaf).any()) else "infinite"
+            raise ValueError(
+                f"The score of {trees.label(name)} is {kind} or not finite at {found} of "
+                f"{np.size(leaf)} entries. Check the loss and the parameters for NaN; if this "
+                "saliency cannot score that leaf, exclude it in `prunable`."
+            )
+    return None
+
+
+@jax.jit
+def _unusable(leaf: jax.Array) -> jax.Array:
+    return jnp.sum(~jnp.isfinite(leaf), dtype=trees.count_dtype(leaf.size))
+
+
+def hide_pruned(scores: Scores, mask: Mask, flags: list[bool]) -> Scores:
+    """Scores with `-inf` where the mask is False, so that a selection never keeps it."""
+    hidden = [
+        jnp.where(m, s, -jnp.inf)
+        for m, s in zip(
+            trees.select_leaves(mask, flags), trees.select_leaves(scores, flags), strict=True
+        )
+    ]
+    return trees.replace_leaves(scores, flags, hidden)
+
+
+def _counts(mask: Mask, flags: list[bool]) -> dict[str, Any]:
+    chosen = trees.select_leaves(mask, flags)
+    total = trees.count(chosen)
+    kept = trees.keep(chosen)
+    return {"kept": kept, "prunable": total, "sparsity": 1 - kept / max(total, 1)}
+
+
+def iterative(
+    pruner: Pruner, schedule: Schedule, rounds: int, fine_tune: FineTune | None = None
+) -> Pruner:
+    """A Pruner that goes to the sparsity in rounds, each from the mask of the one before.
+
+    With `fine_tune` it is prune-and-tune; without, every round scores the pruned parameters anew.
+    Round r of R prunes to `sparsity * schedule(r) / schedule(R)`: the schedule gives the shape of
+    the path, the call its end, so any Optax-shaped schedule will do.
+
+    Lottery-ticket rewinding is a `fine_tune` that starts from the initial parameters:
+    `lambda params, mask: train(jp.apply_mask(initial, mask), mask)`.
+
+    Args:
+      pruner: the Pruner of every round.
+      schedule: round -> sparsity, for rounds 1 .. `rounds`; it must not fall.
+      rounds: how many.
+      fine_tune: `(params, mask) -> params`, called after every round. Entries it revives are
+        zeroed again, with a warning: train with `jp.freeze_pruned(mask)` in the chain.
+
+    Returns:
+      A `Pruner`; its `info["rounds"]` lists the info of every round.
+
+    Raises:
+      ValueError: rounds < 1, or a schedule that falls or ends at 0.
+
+    Example:
+      >>> from jaxprune import saliency, schedule, select
+      >>> prune = one_shot(saliency.magnitude(), select.lowest())
+      >>> slow = iterative(prune, schedule.cubic(0.75, 3), rounds=3)
+      >>> pruned = slow({"kernel": jnp.arange(16.0).reshape(4, 4)}, sparsity=0.75)
+      >>> [r["kept"] for r in pruned.info["rounds"]]
+      [8, 4, 4]
+    """
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise ValueError(f"`rounds` is a number of rounds, an integer >= 1; got {rounds!r}.")
+    path = [float(schedule(r)) for r in range(1, rounds + 1)]
+    if path[-1] <= 0 or any(b < a for a, b in zip(path, path[1:], strict=False)):
+        raise ValueError(
+            f"The schedule must rise (or hold) to a positive sparsity over its {rounds} rounds, "
+            f"got {path}. Is `rounds` its number of steps?"
+        )
+
+    def prune(
+        params: Params, batch: Batch = None, *, sparsity: Any = None, mask: Mask | None = None
+    ) -> Pruned:
+        end = check_sparsity(sparsity)
+        done: list[dict[str, Any]] = []
+        for share in path:
+            target = end if share == path[-1] else end * share / path[-1]
+            pruned = pruner(params, batch, sparsity=target, mask=mask)
+            params, mask = pruned.params, pruned.mask
+            done.append(pruned.info)
+            if fine_tune is not None:
+                params = _zeroed_again(fine_tune(params, mask), mask)
+        return Pruned(params, mask, {**done[-1], "rounds": done})
+
+    return prune
+
+
+def _zeroed_again(params: Params, mask: Mask) -> Params:
+    """The tuned parameters, masked; revived entries are reported, never silently dropped."""
+    masked = trees.apply_mask(params, mask)
+    if not trees.is_traced(params):
+        for (name, tuned), kept in zip(
+            trees.named_leaves(params), jax.tree.leaves(mask), strict=True
+        ):
+            if not trees.is_inexact(tuned):
+                continue
+            revived = int(jnp.sum((jnp.asarray(tuned) != 0) & ~kept))
+            if revived:
+                warnings.warn(
+                    f"fine_tune revived {revived} pruned entries of {trees.label(name)}; they are "
+                    "zeroed again. Put jp.freeze_pruned(mask) last in its Optax chain.",
+                    stacklevel=3,
+                )
+    return masked

@@ -177,6 +177,28 @@ def is_traced(*trees: PyTree) -> bool:
     return any(isinstance(x, jax.core.Tracer) for tree in trees for x in jax.tree.leaves(tree))
 
 
+def check_sparsity(sparsity: Any, what: str = "sparsity") -> Any:
+    """A sparsity as it should be: a number in [0, 1); a traced one cannot be looked at.
+
+    Raises:
+      ValueError: outside [0, 1), or NaN. TypeError: not a number.
+    """
+    if is_traced(sparsity):
+        return sparsity
+    try:
+        value = float(sparsity)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"The {what} is the fraction to prune, a number in [0, 1); got {sparsity!r}."
+        ) from None
+    if not 0 <= value < 1:  # False for NaN too
+        raise ValueError(
+            f"The {what} is the fraction to prune and must lie in [0, 1), got {value}. "
+            "For 90 % pruned pass 0.9."
+        )
+    return value
+
+
 def count_dtype(n: int) -> Any:
     """An integer type that can count to n: a float32 count is off by 2 at 60 million.
 

@@ -8,31 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.trees import count_dtype, is_traced
+from jaxprune.trees import check_sparsity, count_dtype, is_traced
 
 _DIGITS = 10**7  # float32 tells about seven decimals apart
-
-
-def check_sparsity(sparsity: Any, what: str = "sparsity") -> Any:
-    """A sparsity as it should be: a number in [0, 1); a traced one cannot be looked at.
-
-    Raises:
-      ValueError: outside [0, 1), or NaN. TypeError: not a number.
-    """
-    if is_traced(sparsity):
-        return sparsity
-    try:
-        value = float(sparsity)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"The {what} is the fraction to prune, a number in [0, 1); got {sparsity!r}."
-        ) from None
-    if not 0 <= value < 1:  # False for NaN too
-        raise ValueError(
-            f"The {what} is the fraction to prune and must lie in [0, 1), got {value}. "
-            "For 90 % pruned pass 0.9."
-        )
-    return value
 
 
 def pruned_count(sparsity: Any, n: int) -> Any:

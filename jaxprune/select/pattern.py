@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxprune import trees
 from jaxprune.select import ranking, threshold
-from jaxprune.select.counts import check_sparsity
+from jaxprune.trees import check_sparsity
 from jaxprune.types import Mask, Params, Predicate, Scores, Selection
 
 

@@ -158,14 +158,14 @@ def leaf_sparsities(
             raise ValueError(f"No prunable leaf is named '{key}'. There are {names}.{hint}")
     chosen = [scope.get(name, sparsity) for name in names]
     values = [own(_required(sparsity)) if callable(own) else own for own in chosen]
-    return [counts.check_sparsity(_required(v), f"sparsity of {trees.label(n)}")
+    return [trees.check_sparsity(_required(v), f"sparsity of {trees.label(n)}")
             for n, v in zip(names, values, strict=True)]
 
 
 def _required(sparsity: Any) -> Any:
     if sparsity is None:
         raise ValueError("This selection needs a sparsity in [0, 1): pass `sparsity=`.")
-    return counts.check_sparsity(sparsity)
+    return trees.check_sparsity(sparsity)
 
 
 def _part_axes(leaf: jax.Array, scope: Any, output_axis: int) -> threshold.Axes:

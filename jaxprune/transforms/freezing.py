@@ -1,0 +1,93 @@
+"""Masks that do not change: pruned stays pruned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+
+from jaxprune import trees
+from jaxprune.prune import one_shot
+from jaxprune.saliency.weights import random
+from jaxprune.select.ranking import lowest
+from jaxprune.transforms.mask_state import (
+    MaskState,
+    cut_out,
+    initial_state,
+    masked_updates,
+    need_params,
+)
+from jaxprune.types import Mask, Params, PyTree, Selection
+
+
+def freeze_pruned(mask: Mask) -> optax.GradientTransformationExtraArgs:
+    """Keep pruned parameters at exactly 0: put it LAST in the chain.
+
+    The update becomes `where(mask, u, -p)`, so that momentum, weight decay and rounding before it
+    cannot bring a weight back. The mask lives in the optimizer state, not in the compiled step.
+
+    Args:
+      mask: bool tree like the parameters, True = kept.
+
+    Returns:
+      A gradient transformation; `update` needs `params`. It works inside `optax.chain`,
+      `MultiSteps`, `masked`, `multi_transform`, `inject_hyperparams`.
+
+    Raises:
+      ValueError: at `init`, a mask of another structure or shape, the leaf is named; at `update`,
+        no `params`. TypeError: at `init`, a mask that is not bool.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = optax.chain(optax.sgd(0.1), freeze_pruned(jnp.array([True, False])))
+      >>> params = jnp.array([1.0, 5.0])
+      >>> updates, state = tx.update(jnp.array([1.0, 1.0]), tx.init(params), params)
+      >>> optax.apply_updates(params, updates)
+      Array([0.9, 0. ], dtype=float32)
+    """
+
+    def init(params: Params) -> MaskState:
+        mine = cut_out(mask, params, "mask")
+        trees.check_like(params, mine, "mask", boolean=True)
+        return initial_state(mine)
+
+    return optax.GradientTransformationExtraArgs(init, _hold)
+
+
+def _hold(
+    updates: PyTree, state: MaskState, params: Params | None = None, **extra: Any
+) -> tuple[PyTree, MaskState]:
+    params = need_params(params, "freeze_pruned")
+    held = masked_updates(updates, state.mask, params)
+    return held, state._replace(step=optax.safe_increment(state.step))
+
+
+def freeze_random(
+    key: jax.Array, sparsity: float, select: Selection | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """A static random mask, drawn at `init` and kept: the control every sparse training needs.
+
+    The first update zeroes what the mask drops.
+
+    Args:
+      key: PRNG key of the mask.
+      sparsity: fraction pruned, in [0, 1).
+      select: where the random scores compete; by default `jp.select.lowest("layer")`.
+
+    Returns:
+      A gradient transformation to put last in the chain; `update` needs `params`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.transforms import mask_of
+      >>> tx = optax.chain(optax.sgd(0.1), freeze_random(jax.random.key(0), 0.75))
+      >>> int(mask_of(tx.init({"kernel": jnp.ones((4, 4))}))["kernel"].sum())
+      4
+    """
+    prune = one_shot(random(key), lowest("layer") if select is None else select)
+
+    def init(params: Params) -> MaskState:
+        return initial_state(prune(params, sparsity=sparsity).mask)
+
+    return optax.GradientTransformationExtraArgs(init, _hold)

@@ -1,0 +1,132 @@
+"""Masks that grow while the model trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune import trees
+from jaxprune.prune import bad_scores, hide_pruned
+from jaxprune.transforms.mask_state import (
+    MaskState,
+    initial_state,
+    masked_updates,
+    need_params,
+)
+from jaxprune.types import (
+    Batch,
+    Mask,
+    Params,
+    PyTree,
+    Schedule,
+    ScoreFunction,
+    Selection,
+)
+
+
+def prune_gradually(
+    saliency: ScoreFunction, select: Selection, schedule: Schedule, *, every: int = 1
+) -> optax.GradientTransformationExtraArgs:
+    """Prune while training: put it LAST in the chain, change nothing in the loop.
+
+    At steps 0, every, 2 every, .. the parameters are scored and pruned to `schedule(step)`, where
+    that is more than before; on the other steps, and once the schedule holds, nothing is scored
+    (`lax.cond`). What is pruned stays at exactly 0. If a score is NaN or infinite the old mask
+    stays and `MaskState.refused` counts it.
+
+    Args:
+      saliency: scores, taken at the parameters before the step. One that needs data reads
+        `batch=` from Optax's extra arguments: `tx.update(grads, state, params, batch=batch)`.
+      select: a `Selection`, such as `jp.select.lowest("layer")`.
+      schedule: step -> sparsity, such as `jp.schedule.cubic(0.9, 10_000)`.
+      every: steps between mask updates.
+
+    Returns:
+      A gradient transformation; `update` needs `params`. Read the mask by `jp.mask_of(state)`.
+
+    Raises:
+      ValueError: `every` < 1; at the first `update`, no `params`, or no `batch` for a saliency
+        that needs one.
+
+    References:
+      Zhu and Gupta 2017, To prune, or not to prune (with magnitude, `lowest("layer")`, `cubic`).
+
+    Example:
+      >>> from jaxprune import saliency, schedule, select
+      >>> gradual = prune_gradually(
+      ...     saliency.magnitude(), select.lowest(), schedule.constant(0.5))
+      >>> tx = optax.chain(optax.sgd(0.1), gradual)
+      >>> params = [jnp.array([[1.0, 2.0]])]
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)
+      [Array([[0. , 1.8]], dtype=float32)]
+    """
+    _check_every(every)
+    refresh = mask_updater(saliency, select, schedule, every)
+
+    def init(params: Params) -> MaskState:
+        trees.prunable_flags(params, select.prunable)
+        return initial_state(trees.full_mask(params))
+
+    def update(
+        updates: PyTree,
+        state: MaskState,
+        params: Params | None = None,
+        *,
+        batch: Batch = None,
+        **extra: Any,
+    ) -> tuple[PyTree, MaskState]:
+        params = need_params(params, "prune_gradually")
+        state = refresh(state, params, batch)
+        return masked_updates(updates, state.mask, params), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_every(every: Any) -> None:
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"`every` is steps between mask updates, an integer >= 1; got {every!r}.")
+
+
+def mask_updater(
+    saliency: ScoreFunction,
+    select: Selection,
+    schedule: Schedule,
+    every: int,
+    *,
+    revive: bool = False,
+) -> Callable[[MaskState, Params, Batch], MaskState]:
+    """`(state, params, batch) -> state`, one step on, with the mask of this step.
+
+    With `revive` the mask is drawn anew from all weights, pruned ones included, at every update.
+    """
+
+    def refresh(state: MaskState, params: Params, batch: Batch) -> MaskState:
+        flags = trees.prunable_flags(params, select.prunable)
+        target = jnp.asarray(schedule(state.step), jnp.float32)
+
+        def redraw(mask: Mask) -> tuple[Mask, jax.Array]:
+            scores = saliency(params, batch)
+            trees.check_like(params, scores, "scores")
+            # Always traced: lax.cond traces both branches, in eager mode too.
+            bad = bad_scores(scores, flags)
+            shown = scores if revive else hide_pruned(scores, mask, flags)
+            drawn = select.choose(params, shown, target)
+            ok = jnp.bool_(True) if bad is None else bad == 0
+            return jax.tree.map(lambda d, m: jnp.where(ok, d, m), drawn, mask), ok
+
+        due = (state.step % every == 0) & ((target > state.reached) | revive)
+        hold = lambda mask: (mask, jnp.bool_(True))
+        mask, ok = jax.lax.cond(due, redraw, hold, state.mask)
+        return state._replace(
+            step=optax.safe_increment(state.step),
+            mask=mask,
+            reached=jnp.where(due & ok, target, state.reached),
+            refused=state.refused + (~ok).astype(jnp.int32),
+        )
+
+    return refresh
