@@ -87,25 +87,25 @@ def bad_scores(scores: Scores, flags: list[bool]) -> jax.Array | None:
     Raises:
       ValueError: names the leaf and counts its bad entries.
     """
-    leaves = [leaf for flag, leaf in zip(flags, trees.named_leaves(scores), strict=True) if flag]
-    if trees.is_traced([leaf for _, leaf in leaves]):
-        found = [jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for _, leaf in leaves]
-        return sum(found, jnp.int32(0))
-    for name, leaf in leaves:
-        found = int(_unusable(leaf))
-        if found:
-            kind = "NaN" if bool(jnp.isnan(leaf).any()) else "infinite"
+    leaves = trees.select_leaves(scores, flags)
+    names = [name for flag, name in zip(flags, trees.paths(scores), strict=True) if flag]
+    found = _not_finite(leaves)
+    if trees.is_traced(found):
+        return sum((bad.astype(jnp.int32) for bad in found), jnp.int32(0))
+    for name, leaf, bad in zip(names, leaves, found, strict=True):
+        if bad:
+            kind = "NaN or infinite" if np.isnan(leaf).any() else "infinite"
             raise ValueError(
-                f"The score of {trees.label(name)} is {kind} or not finite at {found} of "
-                f"{np.size(leaf)} entries. Check the loss and the parameters for NaN; if this "
-                "saliency cannot score that leaf, exclude it in `prunable`."
+                f"The score of {trees.label(name)} is {kind} at {int(bad)} of {np.size(leaf)} "
+                "entries. Check the loss and the parameters for NaN; if this saliency cannot "
+                "score that leaf, exclude it in `prunable`."
             )
     return None
 
 
 @jax.jit
-def _unusable(leaf: jax.Array) -> jax.Array:
-    return jnp.sum(~jnp.isfinite(leaf), dtype=trees.count_dtype(leaf.size))
+def _not_finite(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [trees.total(~jnp.isfinite(leaf)) for leaf in leaves]
 
 
 def hide_pruned(scores: Scores, mask: Mask, flags: list[bool]) -> Scores:
@@ -162,7 +162,7 @@ def iterative(
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise ValueError(f"`rounds` is a number of rounds, an integer >= 1; got {rounds!r}.")
     path = [float(schedule(r)) for r in range(1, rounds + 1)]
-    if path[-1] <= 0 or any(b < a for a, b in zip(path, path[1:], strict=False)):
+    if path[-1] <= 0 or path != sorted(path):
         raise ValueError(
             f"The schedule must rise (or hold) to a positive sparsity over its {rounds} rounds, "
             f"got {path}. Is `rounds` its number of steps?"

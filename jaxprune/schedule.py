@@ -34,7 +34,7 @@ def linear(final: float, steps: int, *, begin: int = 0, initial: float = 0.0) ->
       initial: sparsity at the start, in [0, 1).
 
     Raises:
-      ValueError: a sparsity outside [0, 1), or `steps` not positive.
+      ValueError: a sparsity outside [0, 1), a start above the end, or `steps` not positive.
 
     Example:
       >>> linear(0.8, 100)(50)
@@ -53,7 +53,7 @@ def cubic(final: float, steps: int, *, begin: int = 0, initial: float = 0.0) -> 
       initial: sparsity at the start, in [0, 1).
 
     Raises:
-      ValueError: a sparsity outside [0, 1), or `steps` not positive.
+      ValueError: a sparsity outside [0, 1), a start above the end, or `steps` not positive.
 
     References:
       Zhu and Gupta 2017, To prune, or not to prune, equation 1.
@@ -77,7 +77,7 @@ def exponential(final: float, steps: int, *, begin: int = 0, initial: float = 0.
       initial: sparsity at the start, in [0, 1).
 
     Raises:
-      ValueError: a sparsity outside [0, 1), or `steps` not positive.
+      ValueError: a sparsity outside [0, 1), a start above the end, or `steps` not positive.
 
     References:
       Frankle and Carbin 2019, The Lottery Ticket Hypothesis, section 2 (p^(1/n) a round).
@@ -100,12 +100,19 @@ def _rise(
     check_sparsity(initial, "initial sparsity")
     if not steps > 0:
         raise ValueError(f"A schedule rises over a positive number of steps, got steps={steps}.")
+    if initial > final:
+        raise ValueError(
+            f"A schedule rises, and this one starts at {initial}, above its end {final}. Pass "
+            "`initial` <= `final`: pruned weights do not come back."
+        )
 
+    # Rounding may carry the last steps above `final`, and then the end would be a fall.
     def at(step: Any) -> Any:
         if is_traced(step):
             x = jnp.clip((step - begin) / steps, 0.0, 1.0)
-            return jnp.where(x == 1, final, initial + (final - initial) * shape(x))
+            rise = jnp.minimum(initial + (final - initial) * shape(x), final)
+            return jnp.where(x == 1, final, rise)
         x = min(max((float(step) - begin) / steps, 0.0), 1.0)
-        return final if x == 1 else initial + (final - initial) * shape(x)
+        return final if x == 1 else min(initial + (final - initial) * shape(x), final)
 
     return at

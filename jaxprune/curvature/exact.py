@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import objective, trees
-from jaxprune.curvature.examples import check_microbatch, widened
+from jaxprune.curvature.examples import check_positive, widened
 from jaxprune.curvature.roots import Root
 from jaxprune.types import Apply, Batch, Curvature, Diagonal, Loss, Params
 
@@ -20,7 +20,8 @@ def exact_diagonal(
 
     For each parameter i, `h_n,ii = d^2 loss_n(w + t e_i) / dt^2 at t = 0` for all n at once, by
     forward over forward differentiation. Where the model has no forward derivative (a
-    `custom_vjp`) the mean alone is taken, forward over reverse. It costs a few forward passes a
+    `custom_vjp`) the mean alone is taken, forward over reverse, and the leaf is listed in
+    `fallback_paths`. It costs a few forward passes a
     PARAMETER: minutes at 100,000 parameters. A ReLU network's Hessian diagonal is its Gauss-Newton
     diagonal, which `gauss_newton_diagonal` gives for far less.
 
@@ -46,7 +47,7 @@ def exact_diagonal(
       Array([2., 8.], dtype=float32)
     """
     del root
-    check_microbatch(chunk)
+    check_positive("chunk", chunk)
     losses = objective.example_losses(apply, loss)
 
     @jax.jit
@@ -57,8 +58,10 @@ def exact_diagonal(
             for i in range(len(leaves)):
                 found.append(_leaf_diagonal(losses, leaves, i, merge, batch, chunk))
         fill = lambda new: trees.replace_leaves(params, flags, new, objective.zeros)
-        second = None if any(s is None for _, s in found) else fill([s for _, s in found])
-        return Diagonal(fill([m for m, _ in found]), second, is_hessian=True)
+        names = [n for n, flag in zip(trees.paths(params), flags, strict=True) if flag]
+        slow = tuple(n for n, (_, s) in zip(names, found, strict=True) if s is None)
+        second = None if slow else fill([s for _, s in found])
+        return Diagonal(fill([m for m, _ in found]), second, True, slow)
 
     return curvature
 

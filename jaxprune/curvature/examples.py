@@ -14,13 +14,10 @@ from jaxprune.types import Batch, Params, PyTree
 MICROBATCH = 32
 
 
-def check_microbatch(microbatch: Any) -> None:
-    """Raise unless a microbatch is a whole number of examples."""
-    if isinstance(microbatch, bool) or not isinstance(microbatch, int) or microbatch < 1:
-        raise ValueError(
-            f"`microbatch` is how many examples are held at once, an integer >= 1; got "
-            f"{microbatch!r}."
-        )
+def check_positive(name: str, value: Any) -> None:
+    """Raise unless the named argument is an integer >= 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` is how many are taken, an integer >= 1; got {value!r}.")
 
 
 def mean_over_examples(

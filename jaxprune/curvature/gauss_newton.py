@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxprune import objective, trees
 from jaxprune.curvature.examples import (
     MICROBATCH,
-    check_microbatch,
+    check_positive,
     mean_over_examples,
     widened,
 )
@@ -49,7 +49,7 @@ def gauss_newton_diagonal(
       >>> diagonal(jnp.array([0.5, 0.5]), batch).mean.round(4)
       Array([2., 8.], dtype=float32)
     """
-    check_microbatch(microbatch)
+    check_positive("microbatch", microbatch)
 
     @jax.jit
     def curvature(params: Params, batch: Batch) -> Diagonal:

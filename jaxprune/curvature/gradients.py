@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 
 from jaxprune import objective, trees
-from jaxprune.curvature.examples import MICROBATCH, check_microbatch, mean_over_examples, widened
+from jaxprune.curvature.examples import MICROBATCH, check_positive, mean_over_examples, widened
 from jaxprune.types import (
     Apply,
     Batch,
@@ -44,7 +44,7 @@ def fisher_diagonal(apply: Apply, loss: Loss, *, microbatch: int = MICROBATCH) -
       >>> diagonal(jnp.array([1.0]), batch).mean
       Array([34.], dtype=float32)
     """
-    check_microbatch(microbatch)
+    check_positive("microbatch", microbatch)
     gradients = _per_example(apply, loss)
 
     @jax.jit
@@ -78,7 +78,7 @@ def gradient_moments(
       >>> moments(jnp.array([1.0]), batch)
       GradientMoments(mean=Array([5.], dtype=float32), second_moment=Array([34.], dtype=float32))
     """
-    check_microbatch(microbatch)
+    check_positive("microbatch", microbatch)
     gradients = _per_example(apply, loss)
 
     @jax.jit

@@ -12,7 +12,7 @@ import numpy as np
 from jaxprune import objective, trees
 from jaxprune.curvature.examples import widened
 from jaxprune.curvature.roots import Root, output_factor
-from jaxprune.jaxpr.taps import Site, tap
+from jaxprune.jaxpr.taps import Site, Tapped, tap
 from jaxprune.types import Apply, Batch, LayerMoments, Loss, Params
 
 
@@ -31,8 +31,8 @@ def layer_moments(
       root: a root of the output Hessian, as in `gauss_newton_diagonal`.
 
     Returns:
-      `(params, batch) -> LayerMoments`. A leaf that enters no dense layer or ungrouped
-      convolution, or more than one, is NaN.
+      `(params, batch) -> LayerMoments`. A leaf that does not enter exactly one dense layer or
+      ungrouped convolution, and nothing else, is NaN.
 
     Raises:
       ValueError: a missing or empty batch, a loss or root of the wrong shape, or more than 64
@@ -50,7 +50,7 @@ def layer_moments(
     def measure(params: Params, batch: Batch) -> LayerMoments:
         inputs, targets = objective.split_batch(batch)
         n = objective.batch_size(batch)
-        leaves, merge, flags = widened(params)
+        leaves, merge, _ = widened(params)
         with jax.default_matmul_precision("highest"):
             tapped = tap(apply, merge(leaves), inputs)
             taps = [jnp.zeros(site.output.shape, site.output.dtype) for site in tapped.sites]
@@ -58,7 +58,7 @@ def layer_moments(
             outputs, pull, captures = jax.vjp(run, taps, has_aux=True)
             columns, signs = output_factor(loss, root, outputs, targets)
             bent = _curvatures(pull, columns, signs, outputs)
-        return _assemble(params, tapped.sites, captures, bent, n)
+        return _assemble(params, tapped, captures, bent, n)
 
     return measure
 
@@ -69,8 +69,8 @@ def _curvatures(pull: Any, columns: jax.Array, signs: jax.Array, outputs: Any) -
     cuts = np.cumsum([leaf.size // leaf.shape[0] for leaf in leaves])[:-1]
 
     def one(column: jax.Array, sign: jax.Array) -> list[jax.Array]:
-        pieces = jnp.split(column, cuts, axis=1)
-        cotangent = [p.reshape(o.shape).astype(o.dtype) for p, o in zip(pieces, leaves, strict=True)]
+        pieces = zip(jnp.split(column, cuts, axis=1), leaves, strict=True)
+        cotangent = [piece.reshape(o.shape).astype(o.dtype) for piece, o in pieces]
         deltas = pull(jax.tree.unflatten(structure, cotangent))[0]
         return [d * d * sign.reshape(-1, *(1,) * (d.ndim - 1)) for d in deltas]
 
@@ -79,13 +79,13 @@ def _curvatures(pull: Any, columns: jax.Array, signs: jax.Array, outputs: Any) -
 
 
 def _assemble(
-    params: Params, sites: list[Site], captures: list[Any], bent: list[Any], n: int
+    params: Params, tapped: Tapped, captures: list[Any], bent: list[Any], n: int
 ) -> LayerMoments:
     """One triple of moments per leaf, NaN where no single site says what they are."""
     leaves, structure = jax.tree.flatten(params)
     triples: list[Any] = [(objective.zeros(leaf) + jnp.nan,) * 3 for leaf in leaves]
-    used = [site.leaf for site in sites]
-    for site, captured, curve in zip(sites, captures, bent, strict=True):
+    used = [*tapped.elsewhere, *(site.leaf for site in tapped.sites)]
+    for site, captured, curve in zip(tapped.sites, captures, bent, strict=True):
         leaf = leaves[site.leaf]
         if used.count(site.leaf) > 1 or jnp.shape(captured)[:1] != (n,):
             continue
@@ -93,7 +93,7 @@ def _assemble(
         if found is not None:
             dtype = trees.score_dtype(leaf)
             triples[site.leaf] = tuple(f.astype(dtype) + objective.zeros(leaf) for f in found)
-    return LayerMoments(*(jax.tree.unflatten(structure, part) for part in zip(*triples, strict=True)))
+    return LayerMoments(*(jax.tree.unflatten(structure, p) for p in zip(*triples, strict=True)))
 
 
 def _moments(site: Site, x: Any, curve: Any, shape: tuple[int, ...], n: int) -> Any:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import objective, trees
-from jaxprune.curvature.examples import widened
+from jaxprune.curvature.examples import check_positive, widened
 from jaxprune.types import Batch, Curvature, Diagonal, Loss, Params
 
 
@@ -42,8 +42,7 @@ def hutchinson_diagonal(
       >>> diagonal(jnp.array([1.0, 2.0]), (jnp.ones(1),)).mean  # a diagonal Hessian: exact
       Array([ 6., 12.], dtype=float32)
     """
-    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
-        raise ValueError(f"`probes` is a number of probes, an integer >= 1; got {probes!r}.")
+    check_positive("probes", probes)
     mean_loss = objective.mean_loss(apply, loss)
 
     @jax.jit

@@ -81,7 +81,7 @@ def squared_error_root(outputs: jax.Array, targets: PyTree) -> jax.Array:
       [N, K, K]. For a loss of `(y - t)^2 / 2`, or a mean over outputs, scale it yourself.
     """
     n, k = outputs.shape[0], math.prod(outputs.shape[1:])
-    return jnp.broadcast_to(jnp.sqrt(2.0).astype(outputs.dtype) * jnp.eye(k), (n, k, k))
+    return jnp.broadcast_to(math.sqrt(2) * jnp.eye(k, dtype=outputs.dtype), (n, k, k))
 
 
 def output_factor(loss: Loss, root: Root | None, outputs: PyTree, targets: PyTree) -> tuple:
@@ -93,6 +93,7 @@ def output_factor(loss: Loss, root: Root | None, outputs: PyTree, targets: PyTre
     Raises:
       ValueError: more than 64 outputs and no root; a root of the wrong shape.
     """
+    outputs = jax.tree.map(_widened, outputs)
     flat, shape_back = _flatten_outputs(outputs)
     n, k = flat.shape
     if root is not None:
@@ -116,6 +117,11 @@ def output_factor(loss: Loss, root: Root | None, outputs: PyTree, targets: PyTre
     hessians = jax.vmap(jax.hessian(one))(flat, targets)
     values, vectors = jnp.linalg.eigh(hessians)
     return vectors * jnp.sqrt(jnp.abs(values))[:, None, :], jnp.sign(values)
+
+
+def _widened(output: jax.Array) -> jax.Array:
+    """At least float32: a Hessian in bfloat16 is noise, and no eigendecomposition takes it."""
+    return output.astype(jnp.promote_types(output.dtype, jnp.float32))
 
 
 def _flatten_outputs(outputs: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:

@@ -16,7 +16,8 @@ from jax.extend import core
 
 from jaxprune.types import Apply, Params, PyTree
 
-# Primitives that only wrap a jaxpr: evaluated inside, so that layers within them are seen.
+# Primitives that only wrap a jaxpr: evaluated inside, so that layers within them are seen. Not
+# custom_jvp and custom_vjp: evaluated inside, they would lose the derivative their author gave.
 _WRAPPERS = {
     "pjit": "jaxpr",
     "jit": "jaxpr",
@@ -24,9 +25,6 @@ _WRAPPERS = {
     "core_call": "call_jaxpr",
     "remat2": "jaxpr",
     "checkpoint": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
 _SAME_VALUE = ("convert_element_type", "copy", "copy_p")
 
@@ -54,10 +52,12 @@ class Tapped(NamedTuple):
 
     Attributes:
       sites: the places where parameters enter layers, in the order of evaluation.
+      elsewhere: the leaves that also, or only, enter something other than a site.
       run: `(params, inputs, taps) -> (outputs, captured inputs)`, one tap and one capture a site.
     """
 
     sites: list[Site]
+    elsewhere: frozenset[int]
     run: Callable[[Params, PyTree, list[jax.Array]], tuple[PyTree, list[jax.Array]]]
 
 
@@ -74,16 +74,17 @@ def tap(apply: Apply, params: Params, inputs: PyTree) -> Tapped:
     closed, shapes = jax.make_jaxpr(apply, return_shape=True)(params, inputs)
     structure = jax.tree.structure(shapes)
     sites: list[Site] = []
+    elsewhere: set[int] = set()
+    origins: list[int | None] = list(range(len(flat)))
 
     def visit(site: Site, captured: Any, out: Any) -> Any:
         sites.append(site)
         return out
 
     def find(args: list[Any]) -> list[Any]:
-        return _evaluate(closed.jaxpr, closed.consts, args, list(range(len(flat))), visit)[0]
+        return _evaluate(closed.jaxpr, closed.consts, args, origins, visit, elsewhere)[0]
 
     jax.eval_shape(find, [*flat, *jax.tree.leaves(inputs)])
-    found = list(sites)
 
     def run(params: Params, inputs: PyTree, taps: list[jax.Array]) -> tuple[PyTree, list]:
         captures: list[jax.Array] = []
@@ -93,10 +94,10 @@ def tap(apply: Apply, params: Params, inputs: PyTree) -> Tapped:
             return out + taps[len(captures) - 1].astype(out.dtype)
 
         args = [*jax.tree.leaves(params), *jax.tree.leaves(inputs)]
-        outs, _ = _evaluate(closed.jaxpr, closed.consts, args, list(range(len(flat))), add)
+        outs, _ = _evaluate(closed.jaxpr, closed.consts, args, origins, add, set())
         return jax.tree.unflatten(structure, outs), captures
 
-    return Tapped(found, run)
+    return Tapped(sites, frozenset(elsewhere), run)
 
 
 def _evaluate(
@@ -105,8 +106,12 @@ def _evaluate(
     args: list[Any],
     origins: list[int | None],
     visit: Callable[[Site, Any, Any], Any],
+    elsewhere: set[int],
 ) -> tuple[list[Any], list[int | None]]:
-    """Evaluate a jaxpr; `origins[i]` is the parameter leaf that argument i is, or None."""
+    """Evaluate a jaxpr; `origins[i]` is the parameter leaf that argument i is, or None.
+
+    Leaves that something other than a site consumes are added to `elsewhere`.
+    """
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     values.update(zip(jaxpr.invars, args, strict=True))
     padded = origins + [None] * (len(jaxpr.invars) - len(origins))
@@ -123,30 +128,28 @@ def _evaluate(
             inner = eqn.params[_WRAPPERS[name]]
             closed_consts = getattr(inner, "consts", [])
             inner = getattr(inner, "jaxpr", inner)
-            outs, new = _evaluate(inner, closed_consts, operands, sources, visit)
+            outs, new = _evaluate(inner, closed_consts, operands, sources, visit, elsewhere)
         else:
-            result = eqn.primitive.bind(*operands, **eqn.params)
+            result = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
             outs = list(result) if eqn.primitive.multiple_results else [result]
-            if name in ("dot_general", "conv_general_dilated"):
-                outs = [_visited(name, eqn.params, operands, sources, outs[0], visit)]
+            site = _site(name, eqn.params, sources, outs[0])
+            if site is not None:
+                outs = [visit(site, operands[1 - site.side], outs[0])]
             elif name in _SAME_VALUE:
                 new = [sources[0]]
+            else:
+                elsewhere.update(s for s in sources if s is not None)
         values.update(zip(eqn.outvars, outs, strict=True))
         origin.update(zip(eqn.outvars, new, strict=True))
     return [read(v) for v in jaxpr.outvars], [source(v) for v in jaxpr.outvars]
 
 
-def _visited(
-    name: str,
-    params: dict[str, Any],
-    operands: list[Any],
-    sources: list[int | None],
-    out: Any,
-    visit: Callable[[Site, Any, Any], Any],
-) -> Any:
+def _site(name: str, params: dict[str, Any], sources: list[int | None], out: Any) -> Site | None:
+    """The site that an equation is: a layer that ONE parameter enters."""
+    if name not in ("dot_general", "conv_general_dilated"):
+        return None
     for side in (0, 1):
         leaf, other = sources[side], sources[1 - side]
         if leaf is not None and other is None:
-            shape = jax.ShapeDtypeStruct(jnp.shape(out), out.dtype)
-            return visit(Site(leaf, name, params, side, shape), operands[1 - side], out)
-    return out
+            return Site(leaf, name, params, side, jax.ShapeDtypeStruct(jnp.shape(out), out.dtype))
+    return None

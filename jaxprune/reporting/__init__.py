@@ -1,2 +1,40 @@
-"""placeholder until reporting lands."""
-def report(*a, **k): ...
+"""The last stage: counts, bytes, FLOPs, milliseconds, tables, plots, sensitivity curves."""
+
+from jaxprune.jaxpr.flops import flops, flops_by_operation, flops_skipping_zeros
+from jaxprune.reporting.curves import Sensitivity, sensitivity
+from jaxprune.reporting.model_report import report
+from jaxprune.reporting.plots import accuracy_plot, layer_plot, sensitivity_plot
+from jaxprune.reporting.records import Cost, Report, Row, Totals
+from jaxprune.reporting.rendering import as_text
+from jaxprune.reporting.spread import mean_and_spread, paired_difference
+from jaxprune.reporting.storage import bitmask_bytes, csr_bytes, dense_bytes, leaf_bytes
+from jaxprune.reporting.tables import method_table, summarise
+from jaxprune.reporting.timing import Latency, latencies, latency
+
+__all__ = [
+    "Cost",
+    "Latency",
+    "Report",
+    "Row",
+    "Sensitivity",
+    "Totals",
+    "accuracy_plot",
+    "as_text",
+    "bitmask_bytes",
+    "csr_bytes",
+    "dense_bytes",
+    "flops",
+    "flops_by_operation",
+    "flops_skipping_zeros",
+    "latencies",
+    "latency",
+    "layer_plot",
+    "leaf_bytes",
+    "mean_and_spread",
+    "method_table",
+    "paired_difference",
+    "report",
+    "sensitivity",
+    "sensitivity_plot",
+    "summarise",
+]

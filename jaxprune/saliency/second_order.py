@@ -33,6 +33,9 @@ def optimal_brain_damage(curvature: Curvature) -> Saliency:
     Returns:
       A `Saliency`; scores are negative where the curvature is.
 
+    Raises:
+      TypeError: a curvature that returns something other than a `Diagonal`.
+
     References:
       LeCun, Denker, Solla 1990, Optimal Brain Damage, equation 5.
 
@@ -41,7 +44,12 @@ def optimal_brain_damage(curvature: Curvature) -> Saliency:
       >>> optimal_brain_damage(quadratic)(jnp.array([3.0, 1.0]), (jnp.ones(1), jnp.ones(1)))
       Array([9., 2.], dtype=float32)
     """
-    return from_means(curvature, lambda params, diagonal: _halved(params, diagonal.mean))
+
+    def score(params: Params, diagonal: Any) -> Scores:
+        _expect(diagonal, Diagonal, "Optimal Brain Damage", "jp.curvature.exact_diagonal(...)")
+        return _halved(params, diagonal.mean)
+
+    return from_means(curvature, score)
 
 
 def fisher(curvature: Curvature) -> Saliency:
@@ -125,16 +133,16 @@ def optimal_brain_damage_sd(
     return from_means(source, scores[reading])
 
 
-def _expect(means: Any, kind: type, reading: str, maker: str) -> None:
+def _expect(means: Any, kind: type, who: str, maker: str) -> None:
     if not isinstance(means, kind):
         raise TypeError(
-            f"The reading '{reading}' of OBD-SD needs a source that returns {kind.__name__}, such "
-            f"as `{maker}`; it returned {type(means).__name__}."
+            f"{who} needs a source that returns {kind.__name__}, such as `{maker}`; it returned "
+            f"{type(means).__name__}."
         )
 
 
 def _damage_spread(params: Params, means: Any, c: float) -> Scores:
-    _expect(means, Diagonal, "damage_spread", "jp.curvature.exact_diagonal(apply, loss)")
+    _expect(means, Diagonal, "OBD-SD's 'damage_spread'", "jp.curvature.exact_diagonal(...)")
     if means.second_moment is None:
         raise ValueError(
             "OBD-SD needs the spread of the curvature over examples, and this curvature gives no "
@@ -147,7 +155,9 @@ def _damage_spread(params: Params, means: Any, c: float) -> Scores:
 
 
 def _gradient_variance(params: Params, means: Any) -> Scores:
-    _expect(means, GradientMoments, "gradient_variance", "jp.curvature.gradient_moments(...)")
+    _expect(
+        means, GradientMoments, "OBD-SD's 'gradient_variance'", "jp.curvature.gradient_moments(...)"
+    )
     variance = jax.tree.map(
         lambda g, gg: jnp.maximum(gg - g * g, 0), means.mean, means.second_moment
     )
@@ -155,7 +165,7 @@ def _gradient_variance(params: Params, means: Any) -> Scores:
 
 
 def _input_spread(params: Params, means: Any) -> Scores:
-    _expect(means, LayerMoments, "input_spread", "jp.curvature.layer_moments(apply, loss)")
+    _expect(means, LayerMoments, "OBD-SD's 'input_spread'", "jp.curvature.layer_moments(...)")
     spread = jax.tree.map(
         lambda x, xx, h: h * jnp.maximum(xx - x * x, 0),
         means.input_mean,

@@ -45,12 +45,12 @@ def n_of_m(
         raise ValueError(f"n_of_m keeps n of every m entries: 1 <= n <= m, got n={n}, m={m}.")
 
     def choose(params: Params, scores: Scores, sparsity: Any) -> Mask:
-        if sparsity is not None and not trees.is_traced(sparsity):
-            if not math.isclose(check_sparsity(sparsity), 1 - n / m, abs_tol=1e-6):
-                raise ValueError(
-                    f"{n} of {m} has sparsity {1 - n / m}, got sparsity={sparsity}. Pass that or "
-                    "None: the pattern decides."
-                )
+        fixed = None if trees.is_traced(sparsity) or sparsity is None else check_sparsity(sparsity)
+        if fixed is not None and not math.isclose(fixed, 1 - n / m, abs_tol=1e-6):
+            raise ValueError(
+                f"{n} of {m} has sparsity {1 - n / m}, got sparsity={sparsity}. Pass that or None: "
+                "the pattern decides."
+            )
 
         def decide(names: list[str], leaves: list[jax.Array]) -> list[jax.Array]:
             masks = []
@@ -119,10 +119,13 @@ def blocks(
       Array([[False, False,  True,  True],
              [False, False,  True,  True]], dtype=bool)
     """
+    if len(shape) != 2 or not all(isinstance(d, int) and d >= 1 for d in shape):
+        raise ValueError(f"A block has rows and columns, two integers >= 1; got shape={shape!r}.")
     rows, columns = shape
     if scope == "output":
         raise ValueError("Blocks span outputs: use the scope 'layer', 'global' or 'erk'.")
     ranking.check_scope(scope)
+    ranking.check_floor(floor)
 
     def pooled(name: str, leaf: jax.Array) -> jax.Array:
         if leaf.ndim < 2 or leaf.shape[-2] % rows or leaf.shape[-1] % columns:

@@ -57,8 +57,7 @@ def lowest(
              [False,  True]], dtype=bool)
     """
     check_scope(scope)
-    if isinstance(floor, bool) or not isinstance(floor, int) or floor < 0:
-        raise ValueError(f"`floor` counts entries a leaf keeps: an integer >= 0, got {floor!r}.")
+    check_floor(floor)
 
     def choose(params: Params, scores: Scores, sparsity: Any) -> Mask:
         return choose_leaves(
@@ -85,8 +84,31 @@ def choose_leaves(
         jnp.asarray(leaf).astype(trees.score_dtype(leaf))
         for leaf in trees.select_leaves(scores, flags)
     ]
+    _check_numbers(names, leaves)
     masks = decide(names, leaves)
     return trees.replace_leaves(params, flags, masks, trees.kept_whole)
+
+
+def _check_numbers(names: list[str], scores: list[jax.Array]) -> None:
+    """Outside jit, NaN has no place in an order, and is an error."""
+    found = _nan_counts(scores)
+    for name, leaf, nan in zip(names, scores, found, strict=True):
+        if not trees.is_traced(nan) and nan:
+            raise ValueError(
+                f"The score of {trees.label(name)} is NaN at {int(nan)} of {leaf.size} entries. "
+                "Check the loss and the parameters for NaN, or exclude that leaf in `prunable`."
+            )
+
+
+@jax.jit
+def _nan_counts(scores: list[jax.Array]) -> list[jax.Array]:
+    return [trees.total(jnp.isnan(leaf)) for leaf in scores]
+
+
+def check_floor(floor: Any) -> None:
+    """Raise unless a floor is a whole number of entries (or blocks)."""
+    if isinstance(floor, bool) or not isinstance(floor, int) or floor < 0:
+        raise ValueError(f"`floor` counts entries a leaf keeps: an integer >= 0, got {floor!r}.")
 
 
 def check_scope(scope: Any) -> None:
@@ -114,11 +136,14 @@ def rank_leaves(
     limits = [n - min(floor, n) for n in sizes]  # at most so many of a leaf may go
     if scope == "global":
         goes = counts.pruned_count(_required(sparsity), sum(sizes))
+        gone = [_gone(leaf, tuple(range(leaf.ndim))) for leaf in scores]
+        # What is pruned already cannot be protected.
+        most = [jnp.maximum(limit, g) for limit, g in zip(limits, gone, strict=True)]
         if not trees.is_traced(goes):
-            _check_global(goes, sum(sizes), sum(limits), floor, len(sizes))
-            _check_reached(names, scores, None, goes)
-        dtype = trees.count_dtype(sum(sizes))
-        return _global(scores, jnp.asarray(goes, dtype), tuple(limits))
+            limit = sum(limits) if trees.is_traced(most) else sum(int(m) for m in most)
+            _check_global(goes, sum(sizes), limit, floor, len(sizes))
+            _check_reached("the tree", sum(gone), goes)
+        return _global(scores, jnp.asarray(goes, trees.count_dtype(sum(sizes))), most)
     axes = [_part_axes(leaf, scope, output_axis) for leaf in scores]
     parts = [math.prod(leaf.shape[a] for a in ax) for leaf, ax in zip(scores, axes, strict=True)]
     wanted = leaf_sparsities(names, [leaf.shape for leaf in scores], sparsity, scope)
@@ -126,13 +151,16 @@ def rank_leaves(
     if not trees.is_traced(goes):
         _check_parts(names, goes, parts, sizes, floor)
         for name, leaf, ax, k in zip(names, scores, axes, goes, strict=True):
-            _check_reached([name], [leaf], ax, k)
+            _check_reached(trees.label(name), _gone(leaf, ax), k)
     # A floor inside jit: no error can be raised there, so a part gives up at most what it may.
-    most = [
-        part if part < n else limit for part, n, limit in zip(parts, sizes, limits, strict=True)
-    ]
+    most = [part - _part_floor(floor, part, n) for part, n in zip(parts, sizes, strict=True)]
     goes = [jnp.minimum(jnp.asarray(k), m) for k, m in zip(goes, most, strict=True)]
     return _by_parts(scores, goes, tuple(axes))
+
+
+def _part_floor(floor: int, part: int, size: int) -> int:
+    """Entries that each of a leaf's `size / part` parts keeps, so that the leaf keeps `floor`."""
+    return -(-min(floor, size) * part // size) if size else part
 
 
 def leaf_sparsities(
@@ -158,8 +186,10 @@ def leaf_sparsities(
             raise ValueError(f"No prunable leaf is named '{key}'. There are {names}.{hint}")
     chosen = [scope.get(name, sparsity) for name in names]
     values = [own(_required(sparsity)) if callable(own) else own for own in chosen]
-    return [trees.check_sparsity(_required(v), f"sparsity of {trees.label(n)}")
-            for n, v in zip(names, values, strict=True)]
+    return [
+        trees.check_sparsity(_required(v), f"sparsity of {trees.label(n)}")
+        for n, v in zip(names, values, strict=True)
+    ]
 
 
 def _required(sparsity: Any) -> Any:
@@ -202,37 +232,20 @@ def _check_parts(
             )
 
 
-def _check_reached(
-    names: list[str], scores: list[jax.Array], axes: threshold.Axes | None, goes: int
-) -> None:
-    """Outside jit: NaN scores, and a sparsity below the one already reached, are errors."""
-    if trees.is_traced(scores):
-        return
-    gone = 0
-    for name, leaf in zip(names, scores, strict=True):
-        nan, already = _survey(leaf, tuple(range(leaf.ndim)) if axes is None else axes)
-        if nan:
-            raise ValueError(
-                f"The score of {trees.label(name)} is NaN at {int(nan)} of {leaf.size} entries."
-            )
-        gone = gone + int(already) if axes is None else int(already)
-        if axes is not None and gone > goes:
-            break
-    if gone > goes:
-        where = trees.label(names[-1]) if axes is not None else "the tree"
+def _check_reached(where: str, gone: Any, goes: int) -> None:
+    """Outside jit, a sparsity below the one already reached is an error."""
+    if not trees.is_traced(gone) and gone > goes:
         raise ValueError(
-            f"{gone} entries of {where} are pruned already, more than the {goes} asked for: the "
-            "sparsity is a fraction of the ORIGINAL parameters. Ask for more, or start without a "
-            "mask."
+            f"{int(gone)} entries of {where} are pruned already, more than the {goes} asked for: "
+            "the sparsity is a fraction of the ORIGINAL parameters. Ask for more, or start "
+            "without a mask."
         )
 
 
 @jax.jit(static_argnums=1)
-def _survey(leaf: jax.Array, axes: threshold.Axes) -> tuple[jax.Array, jax.Array]:
-    """Number of NaNs, and the largest number of `-inf` in a part."""
-    dtype = trees.count_dtype(leaf.size)
-    gone = jnp.sum(leaf == -jnp.inf, axis=axes, dtype=dtype)
-    return jnp.sum(jnp.isnan(leaf), dtype=dtype), jnp.max(gone, initial=0)
+def _gone(leaf: jax.Array, axes: threshold.Axes) -> jax.Array:
+    """The largest number of `-inf`, entries pruned already, in a part."""
+    return jnp.max(trees.totals([leaf == -jnp.inf], axes)[0], initial=0)
 
 
 @jax.jit(static_argnums=2)
@@ -240,13 +253,12 @@ def _by_parts(
     scores: list[jax.Array], goes: list[jax.Array], axes: tuple[threshold.Axes, ...]
 ) -> list[jax.Array]:
     return [
-        threshold.keep_largest(leaf, k, ax)
-        for leaf, k, ax in zip(scores, goes, axes, strict=True)
+        threshold.keep_largest(leaf, k, ax) for leaf, k, ax in zip(scores, goes, axes, strict=True)
     ]
 
 
-@jax.jit(static_argnums=2)
-def _global(scores: list[jax.Array], goes: jax.Array, limits: tuple[int, ...]) -> list[jax.Array]:
+@jax.jit
+def _global(scores: list[jax.Array], goes: jax.Array, limits: list[jax.Array]) -> list[jax.Array]:
     """One ranking over all leaves, in which leaf i gives up at most `limits[i]` entries.
 
     A leaf's best entries are protected, so it has `min(entries below v, limit)` entries to give
@@ -263,34 +275,45 @@ def _global(scores: list[jax.Array], goes: jax.Array, limits: tuple[int, ...]) -
         totals = [jnp.zeros((), wide) for _ in pivots]
         for (leaf, limit), ax in zip(parts, axes, strict=True):
             found = threshold.below(leaf, pivots, ax)
-            totals = [t + jnp.minimum(c.reshape(()), limit) for t, c in zip(totals, found, strict=True)]
+            totals = [
+                t + jnp.minimum(c.reshape(()), limit) for t, c in zip(totals, found, strict=True)
+            ]
         return totals
 
     goes = jnp.clip(goes, 0, sum(limits))
-    value = threshold.kth_smallest(given, jnp.minimum(goes, max(sum(limits) - 1, 0)), dtype)
-    spare = goes - given([value])[0]  # how many of the entries equal to the value still go
+    last = jnp.maximum(sum(limits) - 1, 0)
+    value = threshold.kth_smallest(given, jnp.minimum(goes, last), dtype)
+    near = []
+    for (leaf, _), ax in zip(parts, axes, strict=True):
+        near.append(threshold.around(leaf, jnp.broadcast_to(value, (1,) * leaf.ndim), ax))
+    spare = goes  # what is left for the entries equal to the value
+    for (_, limit), (lower, _) in zip(parts, near, strict=True):
+        spare = spare - jnp.minimum(lower.reshape(()), limit)
     masks = []
-    for (leaf, limit), ax in zip(parts, axes, strict=True):
-        bound, spare = _leaf_bound(leaf, limit, ax, value, spare)
+    for (leaf, limit), ax, (lower, ties) in zip(parts, axes, near, strict=True):
+        open_ties = jnp.clip(limit - lower, 0, ties).reshape(())
+        taken = jnp.minimum(spare, open_ties.astype(spare.dtype))
+        spare = spare - taken
+        bound = _leaf_bound(leaf, limit, ax, value, lower, ties, taken)
         masks.append(threshold.keep_from(leaf, bound, ax))
     found_masks = iter(masks)
     return [next(found_masks) if leaf.size else jnp.ones(leaf.shape, bool) for leaf in scores]
 
 
 def _leaf_bound(
-    leaf: jax.Array, limit: int, axes: threshold.Axes, value: jax.Array, spare: jax.Array
-) -> tuple[threshold.Bound, jax.Array]:
-    """The leaf's bound at the global value, taking its share of the spare ties; what is left."""
-    shape = (1,) * leaf.ndim
-    value = jnp.broadcast_to(value, shape)
-    lower = threshold.below(leaf, [value], axes)[0]
-    ties = threshold.below(-leaf, [-value], axes)[0]
-    ties = leaf.size - lower - ties  # entries equal to the value
-    open_ties = jnp.clip(limit - lower, 0, ties).reshape(())
-    taken = jnp.minimum(spare, open_ties.astype(spare.dtype))
-    pruned = jnp.minimum(lower, limit) + taken.astype(lower.dtype).reshape(shape)
+    leaf: jax.Array,
+    limit: jax.Array,
+    axes: threshold.Axes,
+    value: jax.Array,
+    lower: jax.Array,
+    ties: jax.Array,
+    taken: jax.Array,
+) -> threshold.Bound:
+    """The leaf's bound at the global value, below which `lower` entries lie; `taken` ties go."""
+    goes = jnp.broadcast_to(taken.astype(lower.dtype), lower.shape)
+    most = jnp.broadcast_to(limit.astype(lower.dtype), lower.shape)
+    value = jnp.broadcast_to(value, lower.shape)
     # Where the floor bites, the cut is inside the leaf's own ranking, below the global value.
-    own = lambda _: threshold.bound_of(leaf, pruned, axes)
-    shared = lambda _: threshold.bound_at(leaf, value, pruned, axes)
-    bound = jax.lax.cond((lower > limit).reshape(()), own, shared, None)
-    return bound, spare - taken
+    own = lambda _: threshold.bound_of(leaf, most, axes)
+    shared = lambda _: threshold.bound_at(leaf, value, goes, ties, axes)
+    return jax.lax.cond((lower > limit).reshape(()), own, shared, None)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.trees import count_dtype
+from jaxprune.trees import count_dtype, totals
 
 _DIGIT = 2  # bits decided in one pass over the scores; 4 is slower, 1 is far slower
 
@@ -54,29 +54,23 @@ def _float_of(key: jax.Array, dtype: Any) -> jax.Array:
     return lax.bitcast_convert_type(jnp.where(ordered < 0, (-ordered) | lowest, ordered), dtype)
 
 
-def _totals(flags: Sequence[jax.Array], axes: Axes) -> list[jax.Array]:
-    """Several boolean arrays counted over `axes` in ONE pass; reduced axes stay, with size 1."""
-    shape = flags[0].shape
-    dtype = count_dtype(math.prod(shape[a] for a in axes))
-    kept_dims = tuple(1 if a in axes else d for a, d in enumerate(shape))
-    operands = tuple(f.astype(dtype) for f in flags)
-    zero = (jnp.zeros((), dtype),) * len(flags)
-    add = lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True))
-    return [t.reshape(kept_dims) for t in lax.reduce(operands, zero, add, axes)]
-
-
 def below(scores: jax.Array, pivots: Sequence[jax.Array], axes: Axes) -> list[jax.Array]:
     """How many entries lie strictly below each pivot, over `axes`, in one pass."""
-    return _totals([scores < p for p in pivots], axes)
+    return totals([scores < p for p in pivots], axes)
+
+
+def around(scores: jax.Array, value: jax.Array, axes: Axes) -> list[jax.Array]:
+    """How many entries lie strictly below a value, and how many equal it, in one pass."""
+    return totals([scores < value, scores == value], axes)
 
 
 def _bit_search(
-    counts: Callable[[list[jax.Array]], list[jax.Array]],
-    rank: jax.Array,
-    start: jax.Array,
-    bits: int,
+    counts: Callable[[list[jax.Array]], list[jax.Array]], rank: jax.Array, dtype: Any, bits: int
 ) -> jax.Array:
-    """The largest unsigned x of `bits` bits with `counts([x])[0] <= rank`; elementwise in rank."""
+    """The largest x of `bits` bits with `counts([x])[0] <= rank`; elementwise in rank.
+
+    The dtype is unsigned: a pivot may use every bit.
+    """
     digits = 2**_DIGIT
     passes = -(-bits // _DIGIT)
 
@@ -86,7 +80,7 @@ def _bit_search(
         passed = sum((c <= rank).astype(low.dtype) for c in counts(pivots))
         return low + (passed << shift)
 
-    return lax.fori_loop(0, passes, decide, start)
+    return lax.fori_loop(0, passes, decide, jnp.zeros(rank.shape, dtype))
 
 
 def kth_smallest(
@@ -104,7 +98,7 @@ def kth_smallest(
     """
     unsigned, _, bits = _layout(dtype)
     as_floats = lambda keys: counts([_float_of(k, dtype) for k in keys])
-    return _float_of(_bit_search(as_floats, rank, jnp.zeros(rank.shape, unsigned), bits), dtype)
+    return _float_of(_bit_search(as_floats, rank, unsigned, bits), dtype)
 
 
 def position(shape: tuple[int, ...], axes: Axes) -> jax.Array:
@@ -118,18 +112,20 @@ def position(shape: tuple[int, ...], axes: Axes) -> jax.Array:
     return where
 
 
-def _cut_ties(scores: jax.Array, value: jax.Array, goes: jax.Array, axes: Axes) -> jax.Array:
-    """The position below which exactly `goes` entries equal to `value` lie, per part."""
+def _cut_ties(
+    scores: jax.Array, value: jax.Array, goes: jax.Array, ties: jax.Array, axes: Axes
+) -> jax.Array:
+    """The position below which `goes` of the `ties` entries equal to `value` lie, per part."""
     size = math.prod(scores.shape[a] for a in axes)
-    ties = _totals([scores == value], axes)[0]
     last = jnp.full_like(goes, size)
+    unsigned = jnp.uint32 if goes.dtype == jnp.int32 else jnp.uint64
 
     def search(_: None) -> jax.Array:
         def counts(pivots: list[jax.Array]) -> list[jax.Array]:
-            where = position(scores.shape, axes)
-            return _totals([(scores == value) & (where < p) for p in pivots], axes)
+            where = position(scores.shape, axes).astype(unsigned)
+            return totals([(scores == value) & (where < p) for p in pivots], axes)
 
-        return _bit_search(counts, goes, jnp.zeros_like(goes), max(size, 1).bit_length())
+        return _bit_search(counts, goes, unsigned, size.bit_length()).astype(goes.dtype)
 
     # With all ties going, or none, the position is known, and the search is not paid for.
     easy = jnp.where(goes == 0, 0, last)
@@ -138,14 +134,14 @@ def _cut_ties(scores: jax.Array, value: jax.Array, goes: jax.Array, axes: Axes) 
     return jnp.where(partial, found, easy)
 
 
-def bound_at(scores: jax.Array, value: jax.Array, pruned: jax.Array, axes: Axes) -> Bound:
-    """The bound that prunes exactly `pruned` entries of each part, `value` being the cut value.
+def bound_at(
+    scores: jax.Array, value: jax.Array, goes: jax.Array, ties: jax.Array, axes: Axes
+) -> Bound:
+    """The bound that prunes what is below `value` and `goes` of the `ties` entries equal to it.
 
     Entries of `-inf` are below every bound, however few are to go.
     """
-    lower = below(scores, [value], axes)[0]
-    goes = pruned.astype(lower.dtype) - lower
-    index = _cut_ties(scores, value, goes, axes)
+    index = _cut_ties(scores, value, goes, ties, axes)
     return Bound(value, jnp.where(value == -jnp.inf, jnp.iinfo(index.dtype).max, index))
 
 
@@ -160,7 +156,8 @@ def bound_of(scores: jax.Array, pruned: jax.Array, axes: Axes) -> Bound:
     size = math.prod(scores.shape[a] for a in axes)
     rank = jnp.minimum(pruned, max(size - 1, 0))
     value = kth_smallest(lambda pivots: below(scores, pivots, axes), rank, scores.dtype)
-    return bound_at(scores, value, pruned, axes)
+    lower, ties = around(scores, value, axes)
+    return bound_at(scores, value, pruned.astype(lower.dtype) - lower, ties, axes)
 
 
 def keep_from(scores: jax.Array, bound: Bound, axes: Axes) -> jax.Array:

@@ -15,6 +15,7 @@ from jaxprune.transforms.mask_state import (
     MaskState,
     cut_out,
     initial_state,
+    is_empty,
     masked_updates,
     need_params,
 )
@@ -48,9 +49,11 @@ def freeze_pruned(mask: Mask) -> optax.GradientTransformationExtraArgs:
     """
 
     def init(params: Params) -> MaskState:
+        if is_empty(params):
+            return initial_state(params, params)
         mine = cut_out(mask, params, "mask")
         trees.check_like(params, mine, "mask", boolean=True)
-        return initial_state(mine)
+        return initial_state(mine, params)
 
     return optax.GradientTransformationExtraArgs(init, _hold)
 
@@ -88,6 +91,7 @@ def freeze_random(
     prune = one_shot(random(key), lowest("layer") if select is None else select)
 
     def init(params: Params) -> MaskState:
-        return initial_state(prune(params, sparsity=sparsity).mask)
+        drawn = params if is_empty(params) else prune(params, sparsity=sparsity).mask
+        return initial_state(drawn, params)
 
     return optax.GradientTransformationExtraArgs(init, _hold)

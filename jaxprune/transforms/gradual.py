@@ -14,6 +14,7 @@ from jaxprune.prune import bad_scores, hide_pruned
 from jaxprune.transforms.mask_state import (
     MaskState,
     initial_state,
+    is_empty,
     masked_updates,
     need_params,
 )
@@ -69,8 +70,7 @@ def prune_gradually(
     refresh = mask_updater(saliency, select, schedule, every)
 
     def init(params: Params) -> MaskState:
-        trees.prunable_flags(params, select.prunable)
-        return initial_state(trees.full_mask(params))
+        return unpruned_state(params, select)
 
     def update(
         updates: PyTree,
@@ -85,6 +85,17 @@ def prune_gradually(
         return masked_updates(updates, state.mask, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def unpruned_state(params: Params, select: Selection) -> MaskState:
+    """The state before the first update, with a mask that keeps everything.
+
+    Raises:
+      ValueError: nothing to prune. TypeError: a leaf to prune that is not floating-point.
+    """
+    if not is_empty(params):
+        trees.prunable_flags(params, select.prunable)
+    return initial_state(trees.full_mask(params), params)
 
 
 def _check_every(every: Any) -> None:
@@ -109,23 +120,32 @@ def mask_updater(
         flags = trees.prunable_flags(params, select.prunable)
         target = jnp.asarray(schedule(state.step), jnp.float32)
 
-        def redraw(mask: Mask) -> tuple[Mask, jax.Array]:
+        def redraw(mask: Mask, target: jax.Array) -> tuple[Mask, jax.Array]:
             scores = saliency(params, batch)
             trees.check_like(params, scores, "scores")
-            # Always traced: lax.cond traces both branches, in eager mode too.
+            # Traced even in eager mode, as lax.cond's branches and operands are: so eager = jit.
             bad = bad_scores(scores, flags)
             shown = scores if revive else hide_pruned(scores, mask, flags)
             drawn = select.choose(params, shown, target)
             ok = jnp.bool_(True) if bad is None else bad == 0
             return jax.tree.map(lambda d, m: jnp.where(ok, d, m), drawn, mask), ok
 
-        due = (state.step % every == 0) & ((target > state.reached) | revive)
-        hold = lambda mask: (mask, jnp.bool_(True))
-        mask, ok = jax.lax.cond(due, redraw, hold, state.mask)
+        hold = lambda mask, target: (mask, jnp.bool_(True))
+
+        def rise(mask: Mask, target: jax.Array) -> tuple[Mask, jax.Array]:
+            if revive:
+                return redraw(mask, target)
+            return jax.lax.cond(target > state.reached, redraw, hold, mask, target)
+
+        # Two conditions, not one: under vmap `reached` is batched, and its `cond` a `select`; the
+        # step need not be, and then the steps between mask updates still cost nothing.
+        due = state.step % every == 0
+        mask, ok = jax.lax.cond(due, rise, hold, state.mask, target)
+        risen = due & ok & ((target > state.reached) | revive)
         return state._replace(
             step=optax.safe_increment(state.step),
             mask=mask,
-            reached=jnp.where(due & ok, target, state.reached),
+            reached=jnp.where(risen, target, state.reached),
             refused=state.refused + (~ok).astype(jnp.int32),
         )
 

@@ -20,7 +20,8 @@ class MaskState(NamedTuple):
       mask: bool tree like the parameters, True = kept.
       reached: the sparsity of the last mask update, float32 scalar.
       refused: mask updates refused because a score was NaN or infinite, int32 scalar.
-      dense: the hidden dense weights of `straight_through`, else empty.
+      dense: the hidden dense weights of `straight_through`, with holes where a leaf is not
+        prunable; else empty.
     """
 
     step: jax.Array
@@ -33,6 +34,11 @@ class MaskState(NamedTuple):
 def is_hole(x: Any) -> bool:
     """True for what `optax.masked` and `multi_transform` put in place of others' parameters."""
     return isinstance(x, optax.MaskedNode)
+
+
+def is_empty(params: Params) -> bool:
+    """True for no leaf and no hole, as in the placeholder of `optax.tree_map_params`."""
+    return not jax.tree.leaves(params, is_leaf=is_hole)
 
 
 def cut_out(tree: PyTree, like: PyTree, what: str) -> PyTree:
@@ -51,27 +57,44 @@ def cut_out(tree: PyTree, like: PyTree, what: str) -> PyTree:
     return jax.tree.unflatten(structure, filled)
 
 
-def initial_state(mask: Mask, dense: PyTree = ()) -> MaskState:
-    """The state before the first update."""
+def initial_state(mask: Mask, params: Params) -> MaskState:
+    """The state before the first update: a copy of the mask, placed as the parameters are.
+
+    A copy, because a donated step deletes the state's buffers, and the caller's mask must live on.
+    """
     return MaskState(
         step=jnp.zeros((), jnp.int32),
-        mask=jax.tree.map(jnp.asarray, mask),
+        mask=jax.tree.map(_placed_copy, mask, params),
         reached=jnp.zeros((), jnp.float32),
         refused=jnp.zeros((), jnp.int32),
-        dense=dense,
     )
 
 
+def _placed_copy(mask: Any, like: Any) -> jax.Array:
+    copy = jnp.array(mask, copy=True)
+    if isinstance(like, jax.Array) and not trees.is_traced(like) and like.committed:
+        return jax.device_put(copy, like.sharding)
+    return copy
+
+
 def masked_updates(updates: PyTree, mask: Mask, params: Params) -> PyTree:
-    """`where(mask, u, -p)`: what is pruned lands on exactly 0, whatever came before."""
+    """`where(mask, u, -p)`: what is pruned lands on exactly 0, whatever came before.
+
+    The update is as wide as the parameter, or `-p` would be rounded and leave a rest.
+    """
 
     def leaf(update: Any, keep: Any, param: Any) -> Any:
         if update is None or not trees.is_inexact(param):
             return update
-        update = jnp.asarray(update)
-        return jnp.where(keep, update, (-jnp.asarray(param)).astype(update.dtype))
+        dtype = wide_dtype(update, param)
+        return jnp.where(keep, jnp.asarray(update, dtype), -jnp.asarray(param, dtype))
 
     return jax.tree.map(leaf, updates, mask, params, is_leaf=lambda x: x is None)
+
+
+def wide_dtype(update: Any, param: Any) -> Any:
+    """The dtype that holds both exactly."""
+    return jnp.promote_types(trees.dtype_of(update), trees.dtype_of(param))
 
 
 def need_params(params: Params | None, who: str) -> Params:
@@ -88,17 +111,20 @@ def _states(opt_state: PyTree) -> list[MaskState]:
     return [node for node in nodes if isinstance(node, MaskState)]
 
 
-def mask_of(opt_state: PyTree) -> Mask:
+def mask_of(opt_state: PyTree, like: PyTree | None = None) -> Mask:
     """The mask inside an optimizer state, wherever the masking transformation sits in it.
 
     Args:
       opt_state: the state of any Optax chain or wrapper around ONE masking transformation.
+      like: a tree whose containers the mask shall have. Needed with `nnx.Optimizer` alone, which
+        keeps its state in Variables of its own kind: `like=nnx.state(model, nnx.Param)`.
 
     Returns:
-      The mask, a bool tree like the parameters.
+      The mask, a bool tree like the parameters. Its arrays are those of the state: a step that
+      donates the state deletes them, so read what you need first.
 
     Raises:
-      ValueError: no masking transformation in it, or several.
+      ValueError: no masking transformation in it, or several; a `like` of another tree.
 
     Example:
       >>> from jaxprune.transforms import freeze_pruned
@@ -112,7 +138,19 @@ def mask_of(opt_state: PyTree) -> Mask:
             f"Found {len(found)} masking transformations in the optimizer state, expected one. "
             "Pass the state of the part that holds it."
         )
-    return found[0].mask
+    mask = found[0].mask
+    if like is not None:
+        mask = _recast(mask, like)
+        trees.check_like(like, mask, "mask in the optimizer state", boolean=True)
+    # Mapped, so that the Variables of NNX are new ones, which the next update does not write to.
+    return jax.tree.map(lambda keep: keep, mask)
+
+
+def _recast(tree: PyTree, like: PyTree) -> PyTree:
+    """`tree` in the containers of `like`, if their leaves have the same names."""
+    if trees.paths(tree) != trees.paths(like):
+        return tree
+    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(tree))
 
 
 def with_mask(opt_state: PyTree, mask: Mask) -> PyTree:
@@ -123,8 +161,12 @@ def with_mask(opt_state: PyTree, mask: Mask) -> PyTree:
 
     Raises:
       ValueError: no masking transformation in it, or several, or a mask of another tree.
+      TypeError: a mask that is not bool.
     """
-    trees.check_like(mask_of(opt_state), mask, "mask", boolean=True)
+    old = mask_of(opt_state)
+    new = _recast(cut_out(mask, old, "mask"), old)
+    trees.check_like(old, new, "mask", boolean=True)
+    new = jax.tree.map(_placed_copy, new, old)
     is_state = lambda x: isinstance(x, MaskState)
-    swap = lambda x: x._replace(mask=mask) if is_state(x) else x
+    swap = lambda x: x._replace(mask=new) if is_state(x) else x
     return jax.tree.map(swap, opt_state, is_leaf=is_state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,8 +10,15 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import trees
-from jaxprune.transforms.gradual import _check_every, mask_updater
-from jaxprune.transforms.mask_state import MaskState, initial_state, need_params
+from jaxprune.transforms.gradual import _check_every, mask_updater, unpruned_state
+from jaxprune.transforms.mask_state import (
+    MaskState,
+    cut_out,
+    is_empty,
+    is_hole,
+    need_params,
+    wide_dtype,
+)
 from jaxprune.types import Batch, Params, PyTree, Schedule, ScoreFunction, Selection
 
 
@@ -21,7 +29,8 @@ def straight_through(
 
     The parameters in your hands are `mask * dense`; gradients taken there are applied to ALL the
     dense weights, which live in the optimizer state. The mask is drawn anew from the dense
-    weights at steps 0, every, 2 every, .., so that a pruned weight can return.
+    weights at steps 0, every, 2 every, .., so that a pruned weight can return. Weight decay that
+    comes before sees the parameters in your hands, and so does not shrink what is pruned.
 
     Args:
       saliency: scores of the dense weights; one that needs data reads `batch=` as in
@@ -31,7 +40,8 @@ def straight_through(
       every: steps between mask updates.
 
     Returns:
-      A gradient transformation; `update` needs `params`, and costs a copy of them in the state.
+      A gradient transformation; `update` needs `params`, and costs a copy of the prunable
+      ones in the state.
 
     Raises:
       ValueError: `every` < 1; at the first `update`, no `params` or no `batch` where needed.
@@ -56,10 +66,7 @@ def straight_through(
     refresh = mask_updater(saliency, select, schedule, every, revive=True)
 
     def init(params: Params) -> MaskState:
-        trees.prunable_flags(params, select.prunable)
-        # A copy: the state and the parameters may both be donated to the step.
-        dense = jax.tree.map(lambda p: jnp.array(p, copy=True), params)
-        return initial_state(trees.full_mask(params), dense)
+        return unpruned_state(params, select)._replace(dense=_hidden(params, select))
 
     def update(
         updates: PyTree,
@@ -70,15 +77,41 @@ def straight_through(
         **extra: Any,
     ) -> tuple[PyTree, MaskState]:
         params = need_params(params, "straight_through")
-        dense = optax.apply_updates(state.dense, updates)
-        state = refresh(state, dense, batch)._replace(dense=dense)
-        shown = trees.apply_mask(dense, state.mask)
-        return jax.tree.map(_difference, shown, params, updates), state
+        whole = jax.tree.map(
+            lambda hidden, param: param if is_hole(hidden) else hidden,
+            state.dense,
+            params,
+            is_leaf=is_hole,
+        )
+        whole = _by_updates(_moved, updates, whole)
+        state = refresh(state, whole, batch)._replace(dense=cut_out(whole, state.dense, "update"))
+        shown = trees.apply_mask(whole, state.mask)
+        return _by_updates(_difference, updates, state.dense, shown, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _difference(target: Any, param: Any, update: Any) -> Any:
-    if not trees.is_inexact(param):
+def _hidden(params: Params, select: Selection) -> PyTree:
+    """Copies of the prunable leaves: state and parameters may both be donated to the step."""
+    if is_empty(params):
+        return params
+    flags = trees.prunable_flags(params, select.prunable)
+    copies = [jnp.array(leaf, copy=True) for leaf in trees.select_leaves(params, flags)]
+    return trees.replace_leaves(params, flags, copies, lambda _: optax.MaskedNode())
+
+
+def _by_updates(leaf: Callable[..., Any], updates: PyTree, *rest: PyTree) -> PyTree:
+    return jax.tree.map(leaf, updates, *rest, is_leaf=lambda x: x is None)
+
+
+def _moved(update: Any, param: Any) -> Any:
+    if update is None or not trees.is_inexact(param):
+        return param
+    return optax.apply_updates(param, update)
+
+
+def _difference(update: Any, hidden: Any, target: Any, param: Any) -> Any:
+    if update is None or is_hole(hidden):
         return update
-    return (target - param).astype(jnp.asarray(update).dtype)
+    dtype = wide_dtype(update, param)
+    return jnp.asarray(target, dtype) - jnp.asarray(param, dtype)

@@ -1,0 +1,123 @@
+"""Ratios of things measured side by side in one process, as CPU time on one pinned core.
+
+The machine may be shared and noisy: absolute times move, ratios of interleaved runs hold. Import
+this module before JAX: it sets how many threads XLA uses.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ON_CPU = os.environ.get("JAX_PLATFORMS", "cpu") == "cpu"
+if ON_CPU:
+    flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Ratio(NamedTuple):
+    """How many times as long as the baseline.
+
+    Attributes:
+      median: of the paired ratios.
+      low: lower end of the 95 % interval of the median (order statistics, no distribution).
+      high: upper end.
+      pairs: number of pairs.
+      milliseconds: median time of one call.
+      baseline: median time of one call of the baseline, milliseconds.
+    """
+
+    median: float
+    low: float
+    high: float
+    pairs: int
+    milliseconds: float
+    baseline: float
+
+
+def clock() -> float:
+    """CPU seconds of this process; wall-clock seconds where an accelerator does the work."""
+    return time.process_time() if ON_CPU else time.perf_counter()
+
+
+def paired(
+    baseline: Callable[[], Any], other: Callable[[], Any], pairs: int = 40, least: float = 0.05
+) -> Ratio:
+    """Time two calls in turns and compare them pair by pair.
+
+    Args:
+      baseline, other: calls that return only when their work is done.
+      pairs: number of pairs; the order inside a pair alternates.
+      least: a call is repeated until one measurement takes about this many seconds.
+    """
+    baseline(), other()
+    start = clock()
+    baseline()
+    repeats = max(1, round(least / max(clock() - start, 1e-6)))
+
+    def timed(call: Callable[[], Any]) -> float:
+        start = clock()
+        for _ in range(repeats):
+            call()
+        return (clock() - start) / repeats
+
+    times = np.empty((pairs, 2))
+    for i in range(pairs):
+        for j in (0, 1) if i % 2 else (1, 0):
+            times[i, j] = timed((baseline, other)[j])
+    ratios = np.sort(times[:, 1] / times[:, 0])
+    # The median lies between these order statistics with 95 % confidence (binomial, normal limit).
+    width = 0.98 * np.sqrt(pairs)
+    low = max(int(np.floor(pairs / 2 - width)), 0)
+    high = min(int(np.ceil(pairs / 2 + width)), pairs - 1)
+    base, took = np.median(times, axis=0) * 1e3
+    return Ratio(float(np.median(ratios)), ratios[low], ratios[high], pairs, took, base)
+
+
+def environment() -> str:
+    """One line about what was measured on what."""
+    import jax
+
+    device = jax.local_devices()[0]
+    cpu = "one pinned core, CPU time" if ON_CPU else "wall-clock time"
+    return (
+        f"{device.device_kind} ({platform.machine()}), {cpu}; jax {jax.__version__}, Python "
+        f"{platform.python_version()}"
+    )
+
+
+def publish(name: str, command: str, header: list[str], rows: list[list[str]]) -> None:
+    """Print a table and write it as Markdown under benchmarks/results."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header, title=name)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=max(110, Console().width))
+    console.print(table, environment())
+    lines = [f"`{command}`  ", f"{environment()}", "", "| " + " | ".join(header) + " |"]
+    lines += ["|" + "---|" * len(header), *("| " + " | ".join(row) + " |" for row in rows)]
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
+
+
+def ratio_cells(ratio: Ratio) -> list[str]:
+    """A ratio as cells: median, interval, pairs, both times."""
+    return [
+        f"{ratio.median:.3f}",
+        f"{ratio.low:.3f} .. {ratio.high:.3f}",
+        str(ratio.pairs),
+        f"{ratio.milliseconds:.3f}",
+        f"{ratio.baseline:.3f}",
+    ]

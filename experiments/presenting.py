@@ -1,0 +1,117 @@
+"""What a comparison shows: progress while it runs, then one table, as text and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from experiments.ledger import Ledger, write_atomically
+from jaxprune.reporting import accuracy_plot, mean_and_spread
+
+ARMS = ("one_shot", "fine_tuned", "scratch")
+COLUMNS = (
+    "pruned", "method", "one-shot %", "tuned %", "scratch %",
+    "kept", "KiB", "MFLOP", "ms",
+)  # fmt: skip
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr; yields `advance(steps=1, what="")`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:16}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("dense", total=total)
+        yield lambda steps=1, what="dense": bar.update(task, advance=steps, description=what)
+
+
+def table_rows(book: Ledger) -> list[tuple[str, ...]]:
+    """The finished groups as rows of text, dense first, then by sparsity and method."""
+    rows = []
+    sparsities, methods = book.config["sparsities"], book.config["methods"]
+    for sparsity, method in [(0.0, "dense"), *((s, m) for s in sparsities for m in methods)]:
+        piece = book.pieces.get("dense" if method == "dense" else f"{method} {sparsity}")
+        if piece is None:
+            continue
+        totals, cost = piece["report"]["totals"], piece["report"]["cost"]
+        fewest = min(totals[f"bytes_{form}"] for form in ("dense", "bitmask", "csr"))
+        rows.append(
+            (
+                f"{100 * sparsity:g} %",
+                method,
+                *(_spread(piece[arm]) for arm in ARMS),
+                f"{totals['kept']:,}",
+                f"{fewest / 1024:.1f}",
+                f"{cost['flops_skipping_zeros'] / 1e6:.2f}",
+                f"{cost['masked_latency']['median_ms']:.2f}",
+            )
+        )
+    return rows
+
+
+def _spread(values: list[float] | None) -> str:
+    if values is None:
+        return "-"
+    mean, sd, _ = mean_and_spread(values)
+    return f"{mean:.2f}" if sd is None else f"{mean:.2f} ± {sd:.2f}"
+
+
+def caption(book: Ledger, hardware: dict[str, Any]) -> str:
+    """What the columns mean and what was measured on what."""
+    config = book.config
+    return (
+        f"{config['dataset']}, MLP {'-'.join(map(str, config['hidden']))}, {config['seeds']} seeds "
+        f"(0 to {config['seeds'] - 1}): mean ± sample standard deviation of test accuracy. "
+        f"Dense {config['dense_epochs']} epochs, fine-tuning {config['tune_epochs']}, from scratch "
+        f"{config['dense_epochs'] + config['tune_epochs']} (the same mask on new weights). Kept, KiB (the smallest of dense, "
+        "bit-mask and CSR), MFLOP (multiplications by zero not counted: theoretical) and ms "
+        "(measured, the masked network as it is, batch 256) are the first seed's. "
+        f"Measured on {hardware['device']} ({hardware['platform']}, {hardware['cores']} cores), "
+        f"jax {hardware['jax']}."
+    )
+
+
+def show(book: Ledger, stem: Path, hardware: dict[str, Any]) -> None:
+    """Print the table; write it as Markdown, and the accuracies as a plot, beside the JSON."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows, text = table_rows(book), caption(book, hardware)
+    table = Table(caption=text, caption_justify="left", padding=(0, 0, 0, 1))
+    for i, name in enumerate(COLUMNS):
+        table.add_column(name, justify="left" if i == 1 else "right", no_wrap=True)
+    for before, row in zip([None, *rows], rows, strict=False):
+        if before is not None and before[0] != row[0]:
+            table.add_section()
+        table.add_row(*row)
+    console = Console(width=max(110, Console().width))
+    console.print(table)
+    write_atomically(stem.with_name(stem.name + ".md"), markdown(rows, text))
+    picture = stem.with_name(stem.name + ".png")
+    accuracy_plot(runs(book), picture, value="fine_tuned", title=f"{book.config['dataset']}")
+    console.print(f"Results: {book.path}\nPlot:    {picture}", soft_wrap=True)
+
+
+def markdown(rows: list[tuple[str, ...]], text: str) -> str:
+    """The table in Markdown, its caption below."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + f"\n\n{text}\n"
+
+
+def runs(book: Ledger) -> list[dict[str, Any]]:
+    """One dictionary a run: method, sparsity, seed and the accuracy of each arm."""
+    found = []
+    for method in book.config["methods"]:
+        for sparsity in book.config["sparsities"]:
+            piece = book.pieces.get(f"{method} {sparsity}", {})
+            for seed in range(book.config["seeds"] if piece else 0):
+                accuracies = {arm: piece[arm][seed] for arm in ARMS}
+                found.append(
+                    {"method": method, "sparsity": sparsity, "seed": seed, **accuracies}
+                )
+    return found
