@@ -1,30 +1,51 @@
-"""Save and restore any pytree of arrays by step: parameters, masks, optimizer state. No pickle."""
+"""Save and restore any pytree of arrays by step: parameters, masks, optimizer state. No pickle.
+
+A checkpoint is two Orbax items: `tree`, a flat dictionary from the names of leaves to arrays, and
+`leaves`, a JSON with the shape and dtype of each, which a restore is checked against. Orbax's own
+nested trees will not do: they refuse bare arrays and empty ones, and mix up `a.b` with `a/b`.
+"""
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import trees
 from jaxprune.types import PyTree
 
+_NUMBERS = (bool, int, float, complex)
 
-def _described(tree: PyTree) -> dict[str, list[Any]]:
-    """Name, shape and dtype of every leaf; what a checkpoint is checked against."""
+
+def _by_name(tree: PyTree) -> dict[str, Any]:
+    """Leaves by name, in flattening order; should two names be the same, the later gets a `'`."""
+    found: dict[str, Any] = {}
+    for name, leaf in trees.named_leaves(tree):
+        while name in found:
+            name += "'"
+        found[name] = leaf
+    return found
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(trees.dtype_of(leaf), jax.dtypes.prng_key)
+
+
+def _described(leaves: dict[str, Any]) -> dict[str, list[Any]]:
+    """Shape and dtype of every leaf; what a checkpoint is checked against."""
     return {
-        name: [list(np.shape(leaf)), str(trees.dtype_of(leaf))]
-        for name, leaf in trees.named_leaves(tree)
+        name: [list(np.shape(leaf)), str(trees.dtype_of(leaf))] for name, leaf in leaves.items()
     }
 
 
-def _manager(directory: str | Path, keep: int | None = None) -> Any:
+def _manager(directory: str | Path) -> Any:
     import orbax.checkpoint as ocp
 
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-    return ocp.CheckpointManager(Path(directory).absolute(), options=options)
+    return ocp.CheckpointManager(Path(directory).absolute())
 
 
 def save(directory: str | Path, tree: PyTree, *, step: int, keep: int | None = None) -> None:
@@ -34,13 +55,15 @@ def save(directory: str | Path, tree: PyTree, *, step: int, keep: int | None = N
 
     Args:
       directory: where checkpoints live; made if missing.
-      tree: any pytree of arrays, for example `{"params": .., "mask": .., "opt_state": ..}`.
+      tree: any pytree of arrays and numbers, for example `{"params": .., "opt_state": ..}`.
         Masks of the transformations here live in `opt_state` already.
       step: the step number, >= 0.
       keep: how many checkpoints to keep, the newest ones (default: all).
 
     Raises:
-      ValueError: a checkpoint of that step exists.
+      ValueError: a checkpoint of that step exists (with `keep`, of a later one), a negative step,
+        `keep` < 1, or a leaf that was donated and is gone; the leaf is named.
+      TypeError: a leaf that is neither array nor number; the leaf is named.
 
     Example:
       >>> import tempfile, jax.numpy as jnp
@@ -51,24 +74,56 @@ def save(directory: str | Path, tree: PyTree, *, step: int, keep: int | None = N
     """
     import orbax.checkpoint as ocp
 
-    if latest_step(directory) is not None and step in steps(directory):
-        raise ValueError(f"{directory} has a checkpoint of step {step} already.")
-    with _manager(directory, keep) as manager:
-        manager.save(
-            step,
-            args=ocp.args.Composite(
-                tree=ocp.args.StandardSave(jax.tree.map(_as_data, tree)),
-                leaves=ocp.args.JsonSave(_described(tree)),
-            ),
-        )
+    step, leaves = operator.index(step), _by_name(tree)
+    _check_step(directory, step, keep)
+    for name, leaf in leaves.items():
+        _check_leaf(name, leaf)
+    data = {name: _as_data(leaf) for name, leaf in leaves.items() if np.size(leaf)}
+    items = {"leaves": ocp.args.JsonSave(_described(leaves))}
+    if data:
+        items["tree"] = ocp.args.StandardSave(data)
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    with _manager(directory) as manager:
+        # Without `force`, Orbax skips a step older than the newest, and does not say so.
+        manager.save(step, args=ocp.args.Composite(**items), force=True)
         manager.wait_until_finished()
+        for old in steps(directory)[: -keep if keep else 0]:
+            manager.delete(old)
+
+
+def _check_step(directory: str | Path, step: int, keep: int | None) -> None:
+    known = steps(directory)
+    if step < 0:
+        raise ValueError(f"`step` is a step number, an integer >= 0; got {step}.")
+    if keep is not None and keep < 1:
+        raise ValueError(f"`keep` counts checkpoints to keep, an integer >= 1; got {keep}.")
+    if step in known:
+        raise ValueError(f"{directory} has a checkpoint of step {step} already.")
+    if keep is not None and known and step < known[-1]:
+        raise ValueError(
+            f"{directory} has a checkpoint of step {known[-1]}, later than {step}: `keep` would "
+            "delete the wrong one. Save elsewhere, or without `keep`."
+        )
+
+
+def _check_leaf(name: str, leaf: Any) -> None:
+    if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, *_NUMBERS)):
+        raise TypeError(
+            f"Cannot save {trees.label(name)}: it is a {type(leaf).__name__}, and a checkpoint "
+            "holds arrays and numbers. Save it elsewhere, or take it out of the tree."
+        )
+    if isinstance(leaf, jax.Array) and leaf.is_deleted():
+        raise ValueError(
+            f"Cannot save {trees.label(name)}: its array was donated to a jitted function and is "
+            "gone. Save what that function returned."
+        )
 
 
 def _as_data(leaf: Any) -> Any:
-    """PRNG keys travel as their integers; everything else as it is."""
-    if jax.dtypes.issubdtype(trees.dtype_of(leaf), jax.dtypes.prng_key):
-        return jax.random.key_data(leaf)
-    return leaf
+    """PRNG keys travel as their integers, Python numbers as arrays; the rest as it is."""
+    if isinstance(leaf, _NUMBERS):
+        return np.asarray(leaf)
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 def steps(directory: str | Path) -> list[int]:
@@ -76,7 +131,8 @@ def steps(directory: str | Path) -> list[int]:
     if not Path(directory).is_dir():
         return []
     with _manager(directory) as manager:
-        return sorted(manager.all_steps())
+        found = sorted(manager.all_steps())
+    return [step for step in found if (Path(directory) / str(step) / "leaves").is_dir()]
 
 
 def latest_step(directory: str | Path) -> int | None:
@@ -90,8 +146,9 @@ def restore(directory: str | Path, like: PyTree, *, step: int | None = None) -> 
 
     Args:
       directory: where checkpoints live.
-      like: a tree of the same structure, shapes and dtypes (arrays, or abstract ones from
-        `jax.eval_shape`); where its leaves carry a sharding, the restored ones get it.
+      like: a tree with the same names, shapes and dtypes (arrays, or abstract ones from
+        `jax.eval_shape`). Where its arrays are committed to a sharding, the restored ones get
+        it, whatever they were saved with; the others go where the first jitted step wants them.
       step: which checkpoint (default: the newest).
 
     Returns:
@@ -108,28 +165,52 @@ def restore(directory: str | Path, like: PyTree, *, step: int | None = None) -> 
         wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
         raise FileNotFoundError(f"{directory} has {wanted}; complete ones: {known or 'none'}.")
     step = known[-1] if step is None else step
+    leaves = _by_name(like)
+    target = {name: _target(leaf) for name, leaf in leaves.items() if np.size(leaf)}
     with _manager(directory) as manager:
         saved = manager.restore(step, args=ocp.args.Composite(leaves=ocp.args.JsonRestore()))
-        _check_saved(saved["leaves"], _described(like), directory)
-        target = jax.tree.map(_abstract, like)
-        found = manager.restore(
-            step, args=ocp.args.Composite(tree=ocp.args.StandardRestore(target))
-        )["tree"]
-    return jax.tree.map(_as_saved, like, found)
+        _check_saved(saved["leaves"], _described(leaves), directory)
+        items = {"tree": ocp.args.StandardRestore(target)} if target else {}
+        found = manager.restore(step, args=ocp.args.Composite(**items))
+    data = found["tree"] if target else {}
+    restored = [_as_saved(leaf, data.get(name)) for name, leaf in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), restored)
 
 
-def _abstract(leaf: Any) -> Any:
-    if jax.dtypes.issubdtype(trees.dtype_of(leaf), jax.dtypes.prng_key):
-        data = jax.eval_shape(jax.random.key_data, leaf)
-        return jax.ShapeDtypeStruct(data.shape, data.dtype)
-    sharding = getattr(leaf, "sharding", None)
-    return jax.ShapeDtypeStruct(np.shape(leaf), trees.dtype_of(leaf), sharding=sharding)
+def _placement(leaf: Any) -> Any:
+    """The sharding a leaf is committed to, or None."""
+    return getattr(leaf, "sharding", None) if getattr(leaf, "committed", True) else None
 
 
-def _as_saved(like: Any, found: Any) -> Any:
-    if jax.dtypes.issubdtype(trees.dtype_of(like), jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(found, impl=str(jax.random.key_impl(like)))
-    return found
+def _target(leaf: Any) -> Any:
+    """What Orbax is to read a leaf into: an array placed as the leaf is, or one on the host."""
+    if _is_key(leaf):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    elif _placement(leaf) is not None:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_placement(leaf))
+    leaf = np.asarray(leaf) if isinstance(leaf, _NUMBERS) else leaf
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+
+
+def _as_saved(leaf: Any, data: Any) -> Any:
+    """What was read, in the kind and the place of the leaf it is restored into."""
+    if isinstance(leaf, _NUMBERS):
+        return type(leaf)(data.item())
+    data = np.asarray(_target(leaf)) if data is None else data  # an empty leaf was not saved
+    if isinstance(leaf, np.ndarray | np.generic):
+        return data[()] if isinstance(leaf, np.generic) else data
+    array = jnp.asarray(data)
+    if _is_key(leaf):
+        array = jax.random.wrap_key_data(array, impl=_key_impl(leaf))
+    placement = _placement(leaf)
+    return array if placement is None else jax.device_put(array, placement)
+
+
+def _key_impl(leaf: Any) -> Any:
+    """The kind of a PRNG key; inside a trace, where an abstract key will do."""
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
+    return found[0]
 
 
 def _check_saved(saved: dict[str, Any], wanted: dict[str, Any], directory: Any) -> None:

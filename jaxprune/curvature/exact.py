@@ -104,8 +104,9 @@ def _leaf_diagonal(
 def _has_forward(function: Any) -> bool:
     try:
         jax.eval_shape(function, jnp.zeros((), jnp.int32))
-    except TypeError as error:
-        if "custom_vjp" not in str(error):
+    except (NotImplementedError, TypeError) as error:
+        # A custom_vjp's forward derivative is a stub, `custom_lin`, that has none of its own.
+        if not any(word in str(error) for word in ("custom_vjp", "custom_lin")):
             raise
         return False
     return True

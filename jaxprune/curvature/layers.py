@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -51,31 +51,59 @@ def layer_moments(
         inputs, targets = objective.split_batch(batch)
         n = objective.batch_size(batch)
         leaves, merge, _ = widened(params)
+        ranks = [np.ndim(leaf) for leaf in jax.tree.leaves(params)]
         with jax.default_matmul_precision("highest"):
             tapped = tap(apply, merge(leaves), inputs)
             taps = [jnp.zeros(site.output.shape, site.output.dtype) for site in tapped.sites]
             run = lambda some: tapped.run(merge(leaves), inputs, some)
             outputs, pull, captures = jax.vjp(run, taps, has_aux=True)
             columns, signs = output_factor(loss, root, outputs, targets)
-            bent = _curvatures(pull, columns, signs, outputs)
+            axes = [_example_axis(site, ranks[site.leaf], n) for site in tapped.sites]
+            bent = _curvatures(pull, columns, signs, outputs, axes)
         return _assemble(params, tapped, captures, bent, n)
 
     return measure
 
 
-def _curvatures(pull: Any, columns: jax.Array, signs: jax.Array, outputs: Any) -> list[jax.Array]:
-    """`sum_c signs_c delta_c^2` at every site's output."""
+def _example_axis(site: Site, rank: int, n: int) -> int | None:
+    """The axis of a layer's output that counts examples; None if it is no layer we have rules for.
+
+    Those we have: one contraction of a weight of that rank, or an ungrouped convolution.
+    """
+    if site.primitive == "dot_general":
+        (contracted, _), (batched, _) = site.params["dimension_numbers"]
+        known = len(contracted) == 1 and not batched
+        axis = rank - 1 if site.side == 0 else 0  # the free axes of the left operand come first
+    else:
+        numbers = site.params["dimension_numbers"]
+        groups = (site.params["feature_group_count"], site.params["batch_group_count"])
+        known = site.side == 1 and groups == (1, 1) and numbers.lhs_spec[0] == 0
+        axis = numbers.out_spec[0]
+    return axis if known and site.output.shape[axis : axis + 1] == (n,) else None
+
+
+def _curvatures(
+    pull: Any, columns: jax.Array, signs: jax.Array, outputs: Any, axes: list[int | None]
+) -> list[Any]:
+    """`sum_c signs_c delta_c^2` at every site's output; None where there is no example axis."""
     leaves, structure = jax.tree.flatten(outputs)
     cuts = np.cumsum([leaf.size // leaf.shape[0] for leaf in leaves])[:-1]
 
-    def one(column: jax.Array, sign: jax.Array) -> list[jax.Array]:
+    def one(column: jax.Array, sign: jax.Array) -> list[Any]:
         pieces = zip(jnp.split(column, cuts, axis=1), leaves, strict=True)
         cotangent = [piece.reshape(o.shape).astype(o.dtype) for piece, o in pieces]
         deltas = pull(jax.tree.unflatten(structure, cotangent))[0]
-        return [d * d * sign.reshape(-1, *(1,) * (d.ndim - 1)) for d in deltas]
+        return [
+            None if axis is None else d * d * jnp.expand_dims(sign, _others(d.ndim, (axis,)))
+            for d, axis in zip(deltas, axes, strict=True)
+        ]
 
     each = [one(columns[:, :, c], signs[:, c]) for c in range(columns.shape[2])]
-    return [sum(parts) for parts in zip(*each, strict=True)]
+    return [None if parts[0] is None else sum(parts) for parts in zip(*each, strict=True)]
+
+
+def _others(rank: int, axes: Sequence[int]) -> tuple[int, ...]:
+    return tuple(a for a in range(rank) if a not in axes)
 
 
 def _assemble(
@@ -87,45 +115,30 @@ def _assemble(
     used = [*tapped.elsewhere, *(site.leaf for site in tapped.sites)]
     for site, captured, curve in zip(tapped.sites, captures, bent, strict=True):
         leaf = leaves[site.leaf]
-        if used.count(site.leaf) > 1 or jnp.shape(captured)[:1] != (n,):
+        if used.count(site.leaf) > 1 or curve is None or jnp.shape(captured)[:1] != (n,):
             continue
+        dtype = trees.score_dtype(leaf)
         found = _moments(site, captured, curve, np.shape(leaf), n)
-        if found is not None:
-            dtype = trees.score_dtype(leaf)
-            triples[site.leaf] = tuple(f.astype(dtype) + objective.zeros(leaf) for f in found)
+        triples[site.leaf] = tuple(f.astype(dtype) + objective.zeros(leaf) for f in found)
     return LayerMoments(*(jax.tree.unflatten(structure, p) for p in zip(*triples, strict=True)))
 
 
-def _moments(site: Site, x: Any, curve: Any, shape: tuple[int, ...], n: int) -> Any:
+def _moments(site: Site, x: Any, curve: Any, shape: tuple[int, ...], n: int) -> tuple[Any, ...]:
     """(mean x, mean x^2, mean curvature), each shaped to broadcast against the weight."""
     if site.primitive == "dot_general":
-        (left, right), (batch, _) = site.params["dimension_numbers"]
-        mine, theirs = (left, right) if site.side == 0 else (right, left)
-        if batch or len(mine) != 1:
-            return None
-        contracted, inputs_axis = mine[0], theirs[0]
-        free = len(shape) - 1  # the weight's free axes in the output: first or last
-        out_axes = range(free) if site.side == 0 else range(curve.ndim - free, curve.ndim)
-        example_axis = len(shape) - 1 if site.side == 0 else 0
+        (left, right), _ = site.params["dimension_numbers"]
+        (contracted,), (inputs_axis,) = (left, right) if site.side == 0 else (right, left)
+        outputs = _others(len(shape), (contracted,))
+        # The weight's free axes are the first of the output's axes, or the last.
+        first = 0 if site.side == 0 else curve.ndim - len(outputs)
     else:
-        numbers, groups = site.params["dimension_numbers"], site.params["feature_group_count"]
-        if site.side != 1 or groups != 1 or site.params["batch_group_count"] != 1:
-            return None
+        numbers = site.params["dimension_numbers"]
         contracted, inputs_axis = numbers.rhs_spec[1], numbers.lhs_spec[1]
-        out_axes, example_axis = (numbers.out_spec[1],), numbers.out_spec[0]
-        if numbers.lhs_spec[0] != 0:
-            return None
+        outputs, first = (numbers.rhs_spec[0],), numbers.out_spec[1]
     x = jnp.moveaxis(x, inputs_axis, -1)
     x = x.reshape(-1, x.shape[-1]).astype(curve.dtype)
-    spread = [1] * len(shape)
-    spread[contracted] = shape[contracted]
-    mean, square = (jnp.mean(v, axis=0).reshape(spread) for v in (x, x * x))
-    if curve.shape[example_axis] != n:
-        return None
-    others = tuple(a for a in range(curve.ndim) if a not in tuple(out_axes))
-    bend = jnp.sum(curve, axis=others) / n
-    if site.primitive == "dot_general":
-        return mean, square, jnp.expand_dims(bend, contracted)
-    out_shape = [1] * len(shape)
-    out_shape[site.params["dimension_numbers"].rhs_spec[0]] = bend.size
-    return mean, square, bend.reshape(out_shape)
+    around = _others(len(shape), (contracted,))
+    mean, square = (jnp.expand_dims(jnp.mean(v, axis=0), around) for v in (x, x * x))
+    out_axes = range(first, first + len(outputs))
+    bend = jnp.sum(curve, axis=_others(curve.ndim, out_axes)) / n
+    return mean, square, jnp.expand_dims(bend, _others(len(shape), outputs))

@@ -146,7 +146,8 @@ def _evaluate(
 
 def _site(name: str, params: dict[str, Any], sources: list[int | None], out: Any) -> Site | None:
     """The site that an equation is: a layer that ONE parameter enters."""
-    if name not in ("dot_general", "conv_general_dilated"):
+    layer = name in ("dot_general", "conv_general_dilated")
+    if not (layer and jnp.issubdtype(out.dtype, jnp.floating)):
         return None
     for side in (0, 1):
         leaf, other = sources[side], sources[1 - side]

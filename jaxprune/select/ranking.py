@@ -281,8 +281,7 @@ def _global(scores: list[jax.Array], goes: jax.Array, limits: list[jax.Array]) -
         return totals
 
     goes = jnp.clip(goes, 0, sum(limits))
-    last = jnp.maximum(sum(limits) - 1, 0)
-    value = threshold.kth_smallest(given, jnp.minimum(goes, last), dtype)
+    value = threshold.cut_value(given, goes, dtype)
     near = []
     for (leaf, _), ax in zip(parts, axes, strict=True):
         near.append(threshold.around(leaf, jnp.broadcast_to(value, (1,) * leaf.ndim), ax))

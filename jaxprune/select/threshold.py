@@ -2,7 +2,7 @@
 
 The order of IEEE floats is the order of their bits (negative ones flipped), so the k-th smallest
 value is found by deciding its bits from the top, two at a time: each pass counts the entries below
-three pivots in one variadic reduction. Only counts leave the array, so a sharded array exchanges
+three pivots in one variadic reduction, until a pivot cuts exactly. Only counts leave the array, so a sharded array exchanges
 counts and never weights, and the result cannot depend on the sharding.
 
 Two things differ from the textbook on purpose. Entries are compared as floats and only the pivots
@@ -67,47 +67,73 @@ def around(scores: jax.Array, value: jax.Array, axes: Axes) -> list[jax.Array]:
 def _bit_search(
     counts: Callable[[list[jax.Array]], list[jax.Array]], rank: jax.Array, dtype: Any, bits: int
 ) -> jax.Array:
-    """The largest x of `bits` bits with `counts([x])[0] <= rank`; elementwise in rank.
+    """An x of `bits` bits that cuts at `rank`; elementwise in rank.
 
+    It is the largest x with `counts([x])[0] <= rank`, or, found earlier, one that reaches equality.
     The dtype is unsigned: a pivot may use every bit.
     """
     digits = 2**_DIGIT
     passes = -(-bits // _DIGIT)
 
-    def decide(i: jax.Array, low: jax.Array) -> jax.Array:
+    def unfinished(state: tuple[jax.Array, ...]) -> jax.Array:
+        i, _, reached = state
+        return (i < passes) & jnp.any(reached != rank)
+
+    def decide(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        i, low, reached = state
         shift = ((passes - 1 - i) * _DIGIT).astype(low.dtype)
         pivots = [low + (low.dtype.type(d) << shift) for d in range(1, digits)]
-        passed = sum((c <= rank).astype(low.dtype) for c in counts(pivots))
-        return low + (passed << shift)
+        found = counts(pivots)
+        passed = sum((c <= rank).astype(low.dtype) for c in found)
+        for c in found:  # counts rise with the pivots: the last one that passes is the new low's
+            reached = jnp.where(c <= rank, c, reached)
+        return i + 1, low + (passed << shift), reached
 
-    return lax.fori_loop(0, passes, decide, jnp.zeros(rank.shape, dtype))
+    start = (jnp.int32(0), jnp.zeros(rank.shape, dtype), jnp.zeros_like(rank))
+    return lax.while_loop(unfinished, decide, start)[1]
 
 
-def kth_smallest(
+def cut_value(
     counts: Callable[[list[jax.Array]], list[jax.Array]], rank: jax.Array, dtype: Any
 ) -> jax.Array:
-    """The value at a rank (0 = smallest), from a function that counts entries below pivots.
+    """A value that cuts at a rank, from a function that counts entries below pivots.
+
+    The search ends as soon as a pivot separates exactly `rank` entries from the rest; only where
+    ties straddle the rank does it go on to the last bit.
 
     Args:
       counts: `pivots -> counts`, each count of entries strictly below a pivot; shapes as `rank`.
-      rank: integer array, 0 <= rank < number of entries.
+      rank: integer array, 0 <= rank <= number of entries.
       dtype: float32 or float64, the dtype of the pivots.
 
     Returns:
-      The largest float v with `counts([v]) <= rank`: it compares equal to the entry of that rank.
+      A float v with `entries < v` numbering at most `rank`, and `entries <= v` at least that.
     """
     unsigned, _, bits = _layout(dtype)
     as_floats = lambda keys: counts([_float_of(k, dtype) for k in keys])
     return _float_of(_bit_search(as_floats, rank, unsigned, bits), dtype)
 
 
-def position(shape: tuple[int, ...], axes: Axes) -> jax.Array:
-    """Each entry's row-major position within its part; full shape, an integer array."""
+def kth_smallest(scores: jax.Array, rank: jax.Array) -> jax.Array:
+    """The score at a rank (0 = smallest) of one array, exactly; a scalar.
+
+    Example:
+      >>> kth_smallest(jnp.array([3.0, 1.0, 2.0]), jnp.array(1))
+      Array(2., dtype=float32)
+    """
+    axes = tuple(range(scores.ndim))
+    rank = jnp.broadcast_to(rank, (1,) * scores.ndim)
+    cut = cut_value(lambda pivots: below(scores, pivots, axes), rank, scores.dtype)
+    return jnp.min(jnp.where(scores >= cut, scores, jnp.inf))
+
+
+def position(shape: tuple[int, ...], axes: Axes, one: Any = 1) -> jax.Array:
+    """Each entry's row-major position within its part, times `one`; full shape, integers."""
     size = math.prod(shape[a] for a in axes)
-    dtype, stride = count_dtype(size), 1
-    where = jnp.zeros(shape, dtype)
+    dtype = jnp.dtype(count_dtype(size) if isinstance(one, int) else one.dtype)
+    stride, where = 1, jnp.zeros(shape, dtype)
     for axis in sorted(axes, reverse=True):
-        where += lax.broadcasted_iota(dtype, shape, axis) * dtype(stride)
+        where += lax.broadcasted_iota(dtype, shape, axis) * (dtype.type(stride) * one)
         stride *= shape[axis]
     return where
 
@@ -122,8 +148,10 @@ def _cut_ties(
 
     def search(_: None) -> jax.Array:
         def counts(pivots: list[jax.Array]) -> list[jax.Array]:
-            where = position(scores.shape, axes).astype(unsigned)
-            return totals([(scores == value) & (where < p) for p in pivots], axes)
+            # Tied to the pivots, or XLA would take both arrays out of the loop and keep them.
+            v, one, *pivots = lax.optimization_barrier((value, unsigned(1), *pivots))
+            where = position(scores.shape, axes, one)
+            return totals([(scores == v) & (where < p) for p in pivots], axes)
 
         return _bit_search(counts, goes, unsigned, size.bit_length()).astype(goes.dtype)
 
@@ -153,9 +181,7 @@ def bound_of(scores: jax.Array, pruned: jax.Array, axes: Axes) -> Bound:
       pruned: how many go, per part: integers, size 1 along `axes`, 0 <= pruned <= part size.
       axes: the axes that make up a part; every index of the other axes is a part of its own.
     """
-    size = math.prod(scores.shape[a] for a in axes)
-    rank = jnp.minimum(pruned, max(size - 1, 0))
-    value = kth_smallest(lambda pivots: below(scores, pivots, axes), rank, scores.dtype)
+    value = cut_value(lambda pivots: below(scores, pivots, axes), pruned, scores.dtype)
     lower, ties = around(scores, value, axes)
     return bound_at(scores, value, pruned.astype(lower.dtype) - lower, ties, axes)
 

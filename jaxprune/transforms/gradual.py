@@ -128,7 +128,8 @@ def mask_updater(
             shown = scores if revive else hide_pruned(scores, mask, flags)
             drawn = select.choose(params, shown, target)
             ok = jnp.bool_(True) if bad is None else bad == 0
-            return jax.tree.map(lambda d, m: jnp.where(ok, d, m), drawn, mask), ok
+            new = lambda d, m: jnp.where(ok, d if revive else d & m, m)
+            return jax.tree.map(new, drawn, mask), ok
 
         hold = lambda mask, target: (mask, jnp.bool_(True))
 

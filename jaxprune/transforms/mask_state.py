@@ -43,18 +43,16 @@ def is_empty(params: Params) -> bool:
 
 def cut_out(tree: PyTree, like: PyTree, what: str) -> PyTree:
     """`tree`, with holes where `like` has holes; otherwise their structures must agree."""
-    leaves, structure = jax.tree.flatten(like, is_leaf=is_hole)
-    if not any(is_hole(leaf) for leaf in leaves):
+    if not any(is_hole(leaf) for leaf in jax.tree.leaves(like, is_leaf=is_hole)):
         return tree
+    fill = lambda leaf, part: leaf if is_hole(leaf) else part
     try:
-        parts = structure.flatten_up_to(tree)
+        return jax.tree.map(fill, like, tree, is_leaf=is_hole)
     except ValueError as error:
         raise ValueError(
             f"The {what} does not have the tree structure of the parameters of this "
             f"transformation: {error}"
         ) from None
-    filled = [leaf if is_hole(leaf) else part for leaf, part in zip(leaves, parts, strict=True)]
-    return jax.tree.unflatten(structure, filled)
 
 
 def initial_state(mask: Mask, params: Params) -> MaskState:

@@ -77,12 +77,8 @@ def straight_through(
         **extra: Any,
     ) -> tuple[PyTree, MaskState]:
         params = need_params(params, "straight_through")
-        whole = jax.tree.map(
-            lambda hidden, param: param if is_hole(hidden) else hidden,
-            state.dense,
-            params,
-            is_leaf=is_hole,
-        )
+        uncover = lambda hidden, param: param if is_hole(hidden) else hidden
+        whole = jax.tree.map(uncover, state.dense, params, is_leaf=is_hole)
         whole = _by_updates(_moved, updates, whole)
         state = refresh(state, whole, batch)._replace(dense=cut_out(whole, state.dense, "update"))
         shown = trees.apply_mask(whole, state.mask)

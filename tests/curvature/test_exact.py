@@ -50,9 +50,7 @@ def _only_reverse(x):
     return jnp.tanh(x)
 
 
-_only_reverse.defvjp(
-    lambda x: (jnp.tanh(x), jnp.tanh(x)), lambda y, ct: (ct * (1 - y * y),)
-)
+_only_reverse.defvjp(lambda x: (jnp.tanh(x), jnp.tanh(x)), lambda y, ct: (ct * (1 - y * y),))
 
 
 def test_without_a_forward_derivative_the_mean_is_still_exact_and_the_leaves_are_named(x64):
@@ -71,11 +69,12 @@ def test_without_a_forward_derivative_the_mean_is_still_exact_and_the_leaves_are
     assert diagonal.fallback_paths == ("hidden/bias", "hidden/kernel")
 
 
-def test_other_type_errors_of_the_model_are_not_taken_for_a_custom_vjp():
+@pytest.mark.parametrize("error", [TypeError, NotImplementedError])
+def test_other_errors_of_the_model_are_not_taken_for_a_custom_vjp(error):
     def apply(params, x):
-        raise TypeError("the model's own mistake")
+        raise error("the model's own mistake")
 
-    with pytest.raises(TypeError, match="the model's own mistake"):
+    with pytest.raises(error, match="the model's own mistake"):
         jp.curvature.exact_diagonal(apply, squared_loss)(jnp.ones(2), (jnp.ones(1), jnp.ones(1)))
 
 

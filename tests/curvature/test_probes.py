@@ -12,12 +12,15 @@ from tests.problems import PROBLEMS
 
 def draws(problem, probes, repeats):
     """[repeats, p]: independent estimates."""
-    one = lambda key: jp.curvature.hutchinson_diagonal(
-        problem.apply, problem.loss, key=key, probes=probes
-    )(problem.params, problem.batch).mean
+    one = lambda key: (
+        jp.curvature.hutchinson_diagonal(problem.apply, problem.loss, key=key, probes=probes)(
+            problem.params, problem.batch
+        ).mean
+    )
     found = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), repeats))
-    return np.stack([flat(problem.params, jax.tree.map(lambda x: x[r], found))
-                     for r in range(repeats)])
+    return np.stack(
+        [flat(problem.params, jax.tree.map(lambda x: x[r], found)) for r in range(repeats)]
+    )
 
 
 @pytest.mark.parametrize("probes", [1, 4, 16])
