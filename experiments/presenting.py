@@ -92,7 +92,7 @@ def show(book: Ledger, stem: Path, hardware: dict[str, Any]) -> None:
     console.print(table)
     write_atomically(stem.with_name(stem.name + ".md"), markdown(rows, text))
     picture = stem.with_name(stem.name + ".png")
-    accuracy_plot(runs(book), picture, value="fine_tuned", title=f"{book.config['dataset']}")
+    accuracy_plot(runs(book), picture, value=ARMS, title=f"{book.config['dataset']}, accuracy in %")
     console.print(f"Results: {book.path}\nPlot:    {picture}", soft_wrap=True)
 
 

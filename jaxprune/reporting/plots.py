@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxprune.reporting.curves import Sensitivity
 from jaxprune.reporting.records import Report
-from jaxprune.reporting.tables import Results, summarise
+from jaxprune.reporting.tables import Results, Summary, summarise
 
 # Okabe and Ito (2008): told apart with every common colour blindness. With markers and line
 # styles of other periods, 8 x 7 x 3 lines look different, in grey print too.
@@ -19,14 +22,20 @@ _LINES = ("-", "--", ":")
 
 
 def accuracy_plot(
-    rows: Results, path: str | Path, *, value: str = "accuracy", title: str | None = None
+    rows: Results,
+    path: str | Path,
+    *,
+    value: str | Sequence[str] = "accuracy",
+    title: str | None = None,
 ) -> Path:
     """Accuracy against sparsity: a line a method, its band mean ± sample standard deviation.
+
+    The sparsity axis is logarithmic in what is KEPT, so that 90, 95 and 98 % lie well apart.
 
     Args:
       rows: one dictionary a run, as for `summarise`: "method", "sparsity", "seed" and `value`.
       path: of the PNG; parent folders must exist.
-      value: the key to draw.
+      value: the key to draw, or several keys, a panel each.
       title: printed above.
 
     Returns:
@@ -35,21 +44,32 @@ def accuracy_plot(
     Raises:
       ImportError: matplotlib is missing. ValueError: no rows, or as `summarise`.
     """
-    summaries = summarise(rows, value=value)
-    _check_any(summaries, "rows")
-    figure, axes = _figure(7.0, 4.5)
+    values = [value] if isinstance(value, str) else list(value)
+    summaries = [summarise(rows, value=key) for key in values]
+    _check_any(summaries[0], "rows")
+    figure, axes = _figure(2.5 + 4.5 * len(values), 4.5, panels=len(values))
+    for panel, key, found in zip(axes, values, summaries, strict=True):
+        _accuracy_lines(panel, found, labelled=panel is axes[0])
+        panel.set(xlabel="sparsity (fraction pruned)", ylabel=f"{key}, mean ± sd")
+    figure.suptitle(title)
+    return _save(figure, path)
+
+
+def _accuracy_lines(axes: Any, summaries: list[Summary], labelled: bool) -> None:
     for i, method in enumerate(dict.fromkeys(s.method for s in summaries)):
         ours = [s for s in summaries if s.method == method]
         x = [s.sparsity for s in ours]
         y = [s.value.mean for s in ours]
         sd = [s.value.sd or 0.0 for s in ours]
         runs = sorted({s.value.n for s in ours})
-        label = f"{method} (n = {', '.join(map(str, runs))})"
+        label = f"{method} (n = {', '.join(map(str, runs))})" if labelled else None
         axes.plot(x, y, label=label, **_style(i))
         low, high = ([a + sign * b for a, b in zip(y, sd, strict=True)] for sign in (-1, 1))
         axes.fill_between(x, low, high, color=_style(i)["color"], alpha=0.2, linewidth=0)
-    axes.set(xlabel="sparsity (fraction pruned)", ylabel=f"{value}, mean ± sd", title=title)
-    return _save(figure, path)
+    sparsities = sorted({s.sparsity for s in summaries})
+    spread = lambda s: -np.log(np.maximum(1 - s, 1e-6))  # margins may reach beyond 1
+    axes.set_xscale("function", functions=(spread, lambda t: 1 - np.exp(-t)))
+    axes.set_xticks(sparsities, [f"{s:g}" for s in sparsities], fontsize=8)
 
 
 def layer_plot(report: Report, path: str | Path, *, title: str | None = None) -> Path:
@@ -59,7 +79,7 @@ def layer_plot(report: Report, path: str | Path, *, title: str | None = None) ->
       ImportError: matplotlib is missing.
     """
     rows = [row for row in report.rows if row.prunable]
-    figure, axes = _figure(7.0, 1.5 + 0.28 * len(rows))
+    figure, (axes,) = _figure(7.0, 1.5 + 0.28 * len(rows))
     names = [row.name or "(the only leaf)" for row in rows]
     places = range(len(rows))
     bars = axes.barh(places, [row.sparsity for row in rows], color=_COLOURS[0])
@@ -81,7 +101,7 @@ def sensitivity_plot(
     Raises:
       ImportError: matplotlib is missing.
     """
-    figure, axes = _figure(8.5, max(4.5, 1.0 + 0.2 * len(curves.names)))
+    figure, (axes,) = _figure(8.5, max(4.5, 1.0 + 0.2 * len(curves.names)))
     for i, (name, values) in enumerate(zip(curves.names, curves.values, strict=True)):
         axes.plot(curves.sparsities, values, label=name or "(the only leaf)", **_style(i))
     axes.axhline(curves.baseline, color="#555555", linestyle=":", label="unpruned")
@@ -89,8 +109,8 @@ def sensitivity_plot(
     return _save(figure, path)
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    """A figure of its own: pyplot's global state, and what the user set there, is left alone."""
+def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, list[Any]]:
+    """A figure of its own, with panels that share their x axis: pyplot's global state, and what the user set there, is left alone."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -101,10 +121,11 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
         ) from error
     figure = Figure(figsize=(width, min(height, 60.0)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.grid(alpha=0.3)
-    axes.set_axisbelow(True)
-    return figure, axes
+    drawn = figure.subplots(1, panels, sharex=True, squeeze=False)[0]
+    for axes in drawn:
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    return figure, list(drawn)
 
 
 def _style(i: int) -> dict[str, Any]:

@@ -123,7 +123,6 @@ def mask_updater(
         def redraw(mask: Mask, target: jax.Array) -> tuple[Mask, jax.Array]:
             scores = saliency(params, batch)
             trees.check_like(params, scores, "scores")
-            # Traced even in eager mode, as lax.cond's branches and operands are: so eager = jit.
             bad = bad_scores(scores, flags)
             shown = scores if revive else hide_pruned(scores, mask, flags)
             drawn = select.choose(params, shown, target)
@@ -150,4 +149,5 @@ def mask_updater(
             refused=state.refused + (~ok).astype(jnp.int32),
         )
 
-    return refresh
+    # Jitted for those who call it eagerly: a `cond` would be compiled anew at every step.
+    return jax.jit(refresh, inline=True)
