@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -97,7 +98,7 @@ def environment() -> str:
 
 
 def publish(name: str, command: str, header: list[str], rows: list[list[str]]) -> None:
-    """Print a table and write it as Markdown under benchmarks/results."""
+    """Print a table; with `--save` on the command line, keep it under benchmarks/results."""
     from rich.console import Console
     from rich.table import Table
 
@@ -106,7 +107,9 @@ def publish(name: str, command: str, header: list[str], rows: list[list[str]]) -
         table.add_row(*row)
     console = Console(width=max(110, Console().width))
     console.print(table, environment())
-    lines = [f"`{command}`  ", f"{environment()}", "", "| " + " | ".join(header) + " |"]
+    if "--save" not in sys.argv:
+        return
+    lines = [f"`{command} --save`  ", f"{environment()}", "", "| " + " | ".join(header) + " |"]
     lines += ["|" + "---|" * len(header), *("| " + " | ".join(row) + " |" for row in rows)]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")

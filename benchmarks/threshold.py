@@ -1,13 +1,14 @@
 """The exact global threshold inside jit, against one `jnp.max`, `jnp.sort` and argsort.
 
     python benchmarks/threshold.py            # 1e7 entries
-    python benchmarks/threshold.py 1e7 1e8    # as in the committed table (needs about 3 GiB)
+    python benchmarks/threshold.py 1e7 1e8 --save  # the committed table (needs about 3 GiB)
 
 Bound to keep: the k-th value in at most 30 times one `jnp.max` over the same array.
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -51,17 +52,18 @@ def run(n: int) -> list[list[str]]:
     exact = np.partition(np.asarray(scores), int(rank))[int(rank)]
     assert float(compiled(scores, rank)) == exact
     assert int(jnp.sum(threshold.keep_largest(scores, rank))) == n - int(rank)
-    temp = compiled.memory_analysis().temp_size_in_bytes if measuring.ON_CPU else -1
+    memory: Any = compiled.memory_analysis()
     rows = []
     for name, (call, pairs) in cases.items():
         ratio = measuring.paired(largest, call, pairs=pairs)
-        extra = f"{temp:,}" if name == "k-th value" else ""
+        extra = f"{memory.temp_size_in_bytes:,}" if name == "k-th value" else ""
         rows.append([f"{n:.0e}", name, *measuring.ratio_cells(ratio), extra])
     return rows
 
 
 if __name__ == "__main__":
-    sizes = [round(float(size)) for size in sys.argv[1:]] or [10**7]
+    given = [word for word in sys.argv[1:] if not word.startswith("-")]
+    sizes = [round(float(size)) for size in given] or [10**7]
     header = ["entries", "what", "x jnp.max", "95 %", "pairs", "ms", "jnp.max ms", "temp bytes"]
     command = "python benchmarks/threshold.py " + " ".join(f"{size:.0e}" for size in sizes)
     measuring.publish("threshold", command, header, [row for n in sizes for row in run(n)])

@@ -1,6 +1,6 @@
 """What a mask costs in a train step: held on every step, and redrawn on every step.
 
-    python benchmarks/train_step.py
+    python benchmarks/train_step.py         # --save writes the committed table
 
 Bounds to keep: a held mask in at most 1.01 plain steps (lower end of the interval), and a mask
 redrawn on every step of a 400,000-parameter MLP in at most 1.5 plain steps.
@@ -86,7 +86,8 @@ def redrawn() -> list[list[str]]:
     params, rest, data = problem(model, (28, 28, 1), 128)
     rising = jp.schedule.linear(0.9, 100_000, initial=0.1)  # rises on every step measured
     rows = []
-    for every, scope in ((1, "global"), (1, "layer"), (100, "global")):
+    cases: list[tuple[int, Any]] = [(1, "global"), (1, "layer"), (100, "global")]
+    for every, scope in cases:
         gradual = jp.prune_gradually(
             jp.saliency.magnitude(), jp.select.lowest(scope), rising, every=every
         )
@@ -94,10 +95,10 @@ def redrawn() -> list[list[str]]:
         pruning = stepper(model, optax.chain(optax.adam(1e-3), gradual), params, rest, data)
         # With every=100 a measurement covers whole periods, so that it holds its share of updates.
         cells = measuring.ratio_cells(measuring.paired(plain, pruning, pairs=40, least=0.5))
-        what = f"mask redrawn every {every} steps, {scope}" if every > 1 else (
-            f"mask redrawn every step, {scope}"
+        often = "every step" if every == 1 else f"every {every} steps"
+        rows.append(
+            [f"MLP of {jp.trees.count(params):,}", f"mask redrawn {often}, {scope}", *cells]
         )
-        rows.append([f"MLP of {jp.trees.count(params):,}", what, *cells])
     return rows
 
 

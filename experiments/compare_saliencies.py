@@ -21,7 +21,9 @@ import difflib
 import hashlib
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +39,7 @@ from experiments.models import MLP
 from experiments.training import Budget
 from jaxprune.types import Apply, Batch, Mask, Params, Saliency, Scores
 
+WORK = Path(__file__).parent / "runs"  # checkpoints and raw results, not committed
 METHODS = (
     "random",
     "magnitude",
@@ -133,7 +136,11 @@ def configure(arguments: Arguments) -> Config:
     config = replace(
         PRESETS[arguments.preset], dataset=arguments.dataset, methods=arguments.methods
     )
-    return config if arguments.seeds is None else replace(config, seeds=arguments.seeds)
+    if arguments.seeds is None:
+        return config
+    if arguments.seeds < 1:
+        raise ValueError(f"`seeds` is how many networks are trained, >= 1; got {arguments.seeds}.")
+    return replace(config, seeds=arguments.seeds)
 
 
 def build_saliency(method: str, apply: Apply, seed: int) -> Saliency:
@@ -166,6 +173,11 @@ def build_saliency(method: str, apply: Apply, seed: int) -> Saliency:
     )
 
 
+def known(scores: Scores) -> Callable[[Params, Batch], Scores]:
+    """A score function that has its scores already."""
+    return lambda params, batch: scores
+
+
 class Comparison:
     """The networks, data and budgets of one configuration, and its unfinished work."""
 
@@ -187,7 +199,7 @@ class Comparison:
 
     def apply(self, params: Params, inputs: jax.Array) -> jax.Array:
         """Logits of one network."""
-        return self.model.apply({"params": params}, inputs)
+        return jnp.asarray(self.model.apply({"params": params}, inputs))
 
     def fresh(self, offset: int) -> Params:
         """Stacked newly initialised networks, others for another offset."""
@@ -236,7 +248,7 @@ class Comparison:
 
     def run_method(self, method: str, advance: Any) -> None:
         """Every sparsity of a method that is not in the ledger yet."""
-        todo = [s for s in self.config.sparsities if f"{method} {s}" not in self.book.pieces]
+        todo = [s for s in self.config.sparsities if not self.book.is_finished(f"{method} {s}")]
         if not todo:
             return
         networks = training.unstack(self.dense())
@@ -266,7 +278,7 @@ class Comparison:
     ) -> None:
         """Prune, fine-tune and train from scratch, all seeds together; record the group."""
         pruned = [
-            jp.one_shot(lambda params, batch, s=s: s, jp.select.lowest())(n, sparsity=sparsity)
+            jp.one_shot(known(s), jp.select.lowest())(n, sparsity=sparsity)
             for n, s in zip(networks, scores, strict=True)
         ]
         name = mask_digest([p.mask for p in pruned])
@@ -288,7 +300,10 @@ class Comparison:
         self.book.record(f"{method} {sparsity}", {**measured, **weighed, **extra})
 
     def twin(self, sparsity: float, name: str) -> dict[str, Any] | None:
-        """A finished group of the same sparsity whose masks are the same, bit for bit."""
+        """A trained group of the same sparsity whose masks are the same, bit for bit.
+
+        It may be the group itself, when its report alone is to be measured again.
+        """
         for method in self.config.methods:
             piece = self.book.pieces.get(f"{method} {sparsity}")
             if piece is not None and piece["mask_digest"] == name:
@@ -314,18 +329,18 @@ def run(arguments: Arguments) -> Path:
     """Run or resume a comparison; returns the path of its JSON."""
     config = configure(arguments)
     name = f"compare_saliencies-{config.dataset}-{ledger.digest(config)}"
-    work = Path(__file__).parent / "runs" / name
+    work = WORK / name
     out = work if arguments.out is None else arguments.out
     book = ledger.Ledger(out / f"{name}.json", config)
     comparison = Comparison(config, arguments.data_dir, book, work)
     with presenting.progress(len(config.methods) * len(config.sparsities) + 1) as advance:
-        if "dense" not in book.pieces:
+        if not book.is_finished("dense"):
             comparison.run_dense()
         advance(1)
         for method in config.methods:
-            done = sum(f"{method} {s}" in book.pieces for s in config.sparsities)
+            done = sum(book.is_finished(f"{method} {s}") for s in config.sparsities)
             advance(done, method)
-            comparison.run_method(method, lambda m=method: advance(1, m))
+            comparison.run_method(method, partial(advance, 1, method))
     presenting.show(book, out / name, ledger.hardware())
     return book.path
 

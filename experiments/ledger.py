@@ -82,6 +82,10 @@ class Ledger:
         )
         return {}
 
+    def is_finished(self, name: str) -> bool:
+        """True if the piece is there with its report: a piece without is measured again."""
+        return "report" in self.pieces.get(name, {})
+
     def record(self, name: str, piece: Any) -> None:
         """Add a finished piece and write everything."""
         self.pieces[name] = piece

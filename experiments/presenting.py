@@ -35,7 +35,7 @@ def table_rows(book: Ledger) -> list[tuple[str, ...]]:
     sparsities, methods = book.config["sparsities"], book.config["methods"]
     for sparsity, method in [(0.0, "dense"), *((s, m) for s in sparsities for m in methods)]:
         piece = book.pieces.get("dense" if method == "dense" else f"{method} {sparsity}")
-        if piece is None:
+        if piece is None or "report" not in piece:
             continue
         totals, cost = piece["report"]["totals"], piece["report"]["cost"]
         fewest = min(totals[f"bytes_{form}"] for form in ("dense", "bitmask", "csr"))
@@ -67,8 +67,8 @@ def caption(book: Ledger, hardware: dict[str, Any]) -> str:
         f"{config['dataset']}, MLP {'-'.join(map(str, config['hidden']))}, {config['seeds']} seeds "
         f"(0 to {config['seeds'] - 1}): mean ± sample standard deviation of test accuracy. "
         f"Dense {config['dense_epochs']} epochs, fine-tuning {config['tune_epochs']}, from scratch "
-        f"{config['dense_epochs'] + config['tune_epochs']} (the same mask on new weights). Kept, KiB (the smallest of dense, "
-        "bit-mask and CSR), MFLOP (multiplications by zero not counted: theoretical) and ms "
+        f"{config['dense_epochs'] + config['tune_epochs']} (the same mask on new weights). Kept, "
+        "KiB (the smallest of dense, bit-mask and CSR), MFLOP (multiplications by zero not counted: theoretical) and ms "
         "(measured, the masked network as it is, batch 256) are the first seed's. "
         f"Measured on {hardware['device']} ({hardware['platform']}, {hardware['cores']} cores), "
         f"jax {hardware['jax']}."
@@ -111,7 +111,5 @@ def runs(book: Ledger) -> list[dict[str, Any]]:
             piece = book.pieces.get(f"{method} {sparsity}", {})
             for seed in range(book.config["seeds"] if piece else 0):
                 accuracies = {arm: piece[arm][seed] for arm in ARMS}
-                found.append(
-                    {"method": method, "sparsity": sparsity, "seed": seed, **accuracies}
-                )
+                found.append({"method": method, "sparsity": sparsity, "seed": seed, **accuracies})
     return found

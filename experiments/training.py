@@ -6,6 +6,7 @@ the budget, so their arrays stack and the whole group trains as one program on a
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ def stack(trees: list[Any]) -> Any:
 def unstack(tree: Any) -> list[Any]:
     """The runs of a stacked tree, one by one."""
     count = jax.tree.leaves(tree)[0].shape[0]
-    return [jax.tree.map(lambda leaf: leaf[i], tree) for i in range(count)]
+    return [jax.tree.map(operator.itemgetter(i), tree) for i in range(count)]
 
 
 @partial(jax.jit, static_argnames=("apply", "budget"))

@@ -8,6 +8,7 @@ nested trees will not do: they refuse bare arrays and empty ones, and mix up `a.
 from __future__ import annotations
 
 import operator
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,15 @@ def save(directory: str | Path, tree: PyTree, *, step: int, keep: int | None = N
         # Without `force`, Orbax skips a step older than the newest, and does not say so.
         manager.save(step, args=ocp.args.Composite(**items), force=True)
         manager.wait_until_finished()
-        for old in steps(directory)[: -keep if keep else 0]:
-            manager.delete(old)
+    for old in steps(directory)[: -keep if keep else 0]:
+        _drop(Path(directory) / str(old))
+
+
+def _drop(checkpoint: Path) -> None:
+    """Renamed first: a half-deleted checkpoint must not look like one."""
+    gone = checkpoint.with_name(f"{checkpoint.name}.dropped")
+    shutil.rmtree(gone, ignore_errors=True)  # of a process that was killed right here
+    shutil.rmtree(checkpoint.rename(gone))
 
 
 def _check_step(directory: str | Path, step: int, keep: int | None) -> None:
@@ -107,7 +115,10 @@ def _check_step(directory: str | Path, step: int, keep: int | None) -> None:
 
 
 def _check_leaf(name: str, leaf: Any) -> None:
-    if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, *_NUMBERS)):
+    if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, *_NUMBERS)) or not (
+        trees.dtype_of(leaf) == bool or jnp.issubdtype(trees.dtype_of(leaf), jnp.number) or _is_key(leaf)
+    ):
+        kind = f"{type(leaf).__name__} of {leaf.dtype}" if hasattr(leaf, "dtype") else type(leaf).__name__
         raise TypeError(
             f"Cannot save {trees.label(name)}: it is a {type(leaf).__name__}, and a checkpoint "
             "holds arrays and numbers. Save it elsewhere, or take it out of the tree."
@@ -128,11 +139,10 @@ def _as_data(leaf: Any) -> Any:
 
 def steps(directory: str | Path) -> list[int]:
     """The steps of all complete checkpoints, rising; empty if there is none."""
-    if not Path(directory).is_dir():
-        return []
-    with _manager(directory) as manager:
-        found = sorted(manager.all_steps())
-    return [step for step in found if (Path(directory) / str(step) / "leaves").is_dir()]
+    # Orbax renames a finished checkpoint to its number; its own listing fails if another process
+    # deletes one meanwhile, and takes an empty directory for a checkpoint.
+    found = [p for p in Path(directory).glob("*") if p.name.isdecimal() and (p / "leaves").is_dir()]
+    return sorted(int(p.name) for p in found)
 
 
 def latest_step(directory: str | Path) -> int | None:

@@ -109,9 +109,9 @@ def _rise(
     # Rounding may carry the last steps above `final`, and then the end would be a fall.
     def at(step: Any) -> Any:
         if is_traced(step):
-            x = jnp.clip((step - begin) / steps, 0.0, 1.0)
-            rise = jnp.minimum(initial + (final - initial) * shape(x), final)
-            return jnp.where(x == 1, final, rise)
+            passed = jnp.clip((step - begin) / steps, 0.0, 1.0)
+            rise = jnp.minimum(initial + (final - initial) * shape(passed), final)
+            return jnp.where(passed == 1, final, rise)
         x = min(max((float(step) - begin) / steps, 0.0), 1.0)
         return final if x == 1 else min(initial + (final - initial) * shape(x), final)
 

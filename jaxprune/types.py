@@ -61,11 +61,12 @@ class Stats(NamedTuple):
       sums: pytree of sums over those examples (empty for a saliency that needs no data).
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # a field, not tuple.count
     sums: PyTree
 
 
-class Saliency(NamedTuple):
+@dataclass(frozen=True)  # not a NamedTuple: `jax.jit` needs a weak reference to what it is given
+class Saliency:
     """How important every parameter is: two pure functions, and callable.
 
     Attributes:
@@ -85,7 +86,8 @@ ScoreFunction = Saliency | Callable[[Params, Batch], Scores]
 """A `Saliency`, or a user's plain `(params, batch) -> Scores` (which cannot be accumulated)."""
 
 
-class Selection(NamedTuple):
+@dataclass(frozen=True)
+class Selection:
     """Which parameters stay, given scores.
 
     Attributes:

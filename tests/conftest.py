@@ -1,8 +1,8 @@
-"""One CPU device, and 64 bits only where a test asks for them."""
+"""One CPU device unless told otherwise, and 64 bits only where a test asks for them."""
 
 import os
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis
 import jax

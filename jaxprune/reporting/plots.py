@@ -110,7 +110,10 @@ def sensitivity_plot(
 
 
 def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, list[Any]]:
-    """A figure of its own, with panels that share their x axis: pyplot's global state, and what the user set there, is left alone."""
+    """A figure with panels that share their x axis.
+
+    It is one of its own: pyplot's global state, and what the user set there, is left alone.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.trees import check_sparsity, count_dtype, is_traced
+from jaxprune.trees import check_sparsity, count_dtype, decimals, is_traced
 
 _DIGITS = 10**7  # float32 tells about seven decimals apart
 
@@ -42,11 +42,7 @@ def pruned_count(sparsity: Any, n: int) -> Any:
 def _scaled(sparsity: jax.Array, n: int) -> jax.Array:
     """`round(m n / 10**7)` for `m = round(10**7 sparsity)`, without overflowing 32 bits."""
     dtype = count_dtype(n)
-    sparsity = sparsity.astype(jnp.float32)
-    # Above a half the product would round away the last decimal; the difference from 3/4 is exact.
-    shift = jnp.where(sparsity >= 0.5, jnp.float32(0.75), jnp.float32(0))
-    decimals = jnp.round((sparsity - shift) * _DIGITS) + shift * _DIGITS
-    share = jnp.clip(decimals, 0, _DIGITS).astype(dtype)
+    share = jnp.clip(decimals(sparsity.astype(jnp.float32)), 0, _DIGITS).astype(dtype)
     whole, rest = divmod(n, _DIGITS)
     rest_high, rest_low = divmod(rest, 10**4)
     high, low = share // 10**4, share % 10**4

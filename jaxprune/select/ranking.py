@@ -153,8 +153,8 @@ def rank_leaves(
         for name, leaf, ax, k in zip(names, scores, axes, goes, strict=True):
             _check_reached(trees.label(name), _gone(leaf, ax), k)
     # A floor inside jit: no error can be raised there, so a part gives up at most what it may.
-    most = [part - _part_floor(floor, part, n) for part, n in zip(parts, sizes, strict=True)]
-    goes = [jnp.minimum(jnp.asarray(k), m) for k, m in zip(goes, most, strict=True)]
+    caps = [part - _part_floor(floor, part, n) for part, n in zip(parts, sizes, strict=True)]
+    goes = [jnp.minimum(jnp.asarray(k), m) for k, m in zip(goes, caps, strict=True)]
     return _by_parts(scores, goes, tuple(axes))
 
 

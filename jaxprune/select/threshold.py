@@ -2,8 +2,8 @@
 
 The order of IEEE floats is the order of their bits (negative ones flipped), so the k-th smallest
 value is found by deciding its bits from the top, two at a time: each pass counts the entries below
-three pivots in one variadic reduction, until a pivot cuts exactly. Only counts leave the array, so a sharded array exchanges
-counts and never weights, and the result cannot depend on the sharding.
+three pivots in one variadic reduction, until a pivot cuts exactly. Only counts leave the array, so
+a sharded array exchanges counts and never weights, and the result cannot depend on the sharding.
 
 Two things differ from the textbook on purpose. Entries are compared as floats and only the pivots
 are built from bits: comparing integer keys makes XLA materialise the keys. And ties are resolved by
@@ -36,7 +36,7 @@ class Bound(NamedTuple):
     """
 
     value: jax.Array
-    index: jax.Array
+    index: jax.Array  # type: ignore[assignment]  # a field, not tuple.index
 
 
 def _layout(dtype: Any) -> tuple[Any, Any, int]:
@@ -75,11 +75,11 @@ def _bit_search(
     digits = 2**_DIGIT
     passes = -(-bits // _DIGIT)
 
-    def unfinished(state: tuple[jax.Array, ...]) -> jax.Array:
+    def unfinished(state: Any) -> jax.Array:
         i, _, reached = state
         return (i < passes) & jnp.any(reached != rank)
 
-    def decide(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def decide(state: Any) -> Any:
         i, low, reached = state
         shift = ((passes - 1 - i) * _DIGIT).astype(low.dtype)
         pivots = [low + (low.dtype.type(d) << shift) for d in range(1, digits)]

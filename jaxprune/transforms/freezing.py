@@ -81,6 +81,9 @@ def freeze_random(
     Returns:
       A gradient transformation to put last in the chain; `update` needs `params`.
 
+    Raises:
+      ValueError: a sparsity outside [0, 1); at `init`, one that `select` does not allow.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from jaxprune.transforms import mask_of
@@ -88,6 +91,7 @@ def freeze_random(
       >>> int(mask_of(tx.init({"kernel": jnp.ones((4, 4))}))["kernel"].sum())
       4
     """
+    trees.check_sparsity(sparsity)
     prune = one_shot(random(key), lowest("layer") if select is None else select)
 
     def init(params: Params) -> MaskState:

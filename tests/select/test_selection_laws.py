@@ -66,8 +66,9 @@ def sweep(name):
 def test_a_selection_is_its_numpy_double(name, kind):
     row, scores = SELECTIONS[name], draw(kind)
     for sparsity in sparsities(row):
-        if kind == "partly pruned" and row.sparsity is None and sparsity < 0.25:
-            continue  # less than a part may have reached: an error, tested elsewhere
+        reached = 0.7 if "erk" in name else 0.25  # of some part: less is an error, tested elsewhere
+        if kind == "partly pruned" and row.sparsity is None and sparsity < reached:
+            continue
         found = prunable_leaves(choose(row, scores, sparsity))
         for mask, expected in zip(found, row.double(list(SHAPES), scores, sparsity), strict=True):
             np.testing.assert_array_equal(mask, expected)

@@ -1,0 +1,38 @@
+"""The benchmarks run, in a process of their own: they pin a core and set XLA's threads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_threshold_benchmark_prints_its_table_and_saves_nothing_unasked():
+    saved = ROOT / "benchmarks" / "results" / "threshold.md"
+    before = saved.read_text() if saved.exists() else None
+    printed = run("benchmarks/threshold.py", "1e4")
+    assert "k-th value" in printed
+    assert "mask write alone" in printed
+    assert (saved.read_text() if saved.exists() else None) == before
+
+
+def test_a_call_that_does_three_times_the_work_takes_three_times_as_long():
+    program = (
+        "from benchmarks import measuring\n"
+        "one = lambda: sum(range(20_000))\n"
+        "three = lambda: (one(), one(), one())\n"
+        "ratio = measuring.paired(one, three, pairs=21, least=0.005)\n"
+        "assert ratio.low <= ratio.median <= ratio.high\n"
+        "assert 2.4 < ratio.median < 3.6, ratio\n"
+    )
+    run("-c", program)
