@@ -35,23 +35,12 @@ import numpy as np
 
 import jaxprune as jp
 from experiments import data, ledger, presenting, training
+from experiments.methods import METHODS, build_saliency
 from experiments.models import MLP
 from experiments.training import Budget
-from jaxprune.types import Apply, Batch, Mask, Params, Saliency, Scores
+from jaxprune.types import Batch, Mask, Params, Scores
 
 WORK = Path(__file__).parent / "runs"  # checkpoints and raw results, not committed
-METHODS = (
-    "random",
-    "magnitude",
-    "lamp",
-    "taylor",
-    "snip",
-    "fisher",
-    "obd",
-    "obd_sd_damage",
-    "obd_sd_gradient",
-    "obd_sd_input",
-)
 
 
 @dataclass(frozen=True)
@@ -141,36 +130,6 @@ def configure(arguments: Arguments) -> Config:
     if arguments.seeds < 1:
         raise ValueError(f"`seeds` is how many networks are trained, >= 1; got {arguments.seeds}.")
     return replace(config, seeds=arguments.seeds)
-
-
-def build_saliency(method: str, apply: Apply, seed: int) -> Saliency:
-    """The saliency of a method's name."""
-    loss = training.cross_entropy
-    root = jp.curvature.softmax_root
-    if method == "random":
-        return jp.saliency.random(jax.random.key(1000 + seed))
-    if method == "magnitude":
-        return jp.saliency.magnitude()
-    if method == "lamp":
-        return jp.saliency.lamp()
-    if method == "taylor":
-        return jp.saliency.taylor(apply, loss)
-    if method == "snip":
-        return jp.saliency.snip(apply, loss)
-    if method == "fisher":
-        return jp.saliency.fisher(jp.curvature.fisher_diagonal(apply, loss))
-    curvature = jp.curvature.gauss_newton_diagonal(apply, loss, root=root)
-    if method == "obd":
-        return jp.saliency.optimal_brain_damage(curvature)
-    if method == "obd_sd_damage":
-        return jp.saliency.optimal_brain_damage_sd(curvature)
-    if method == "obd_sd_gradient":
-        return jp.saliency.optimal_brain_damage_sd(
-            jp.curvature.gradient_moments(apply, loss), reading="gradient_variance"
-        )
-    return jp.saliency.optimal_brain_damage_sd(
-        jp.curvature.layer_moments(apply, loss, root=root), reading="input_spread"
-    )
 
 
 def known(scores: Scores) -> Callable[[Params, Batch], Scores]:

@@ -63,15 +63,15 @@ def _spread(values: list[float] | None) -> str:
 def caption(book: Ledger, hardware: dict[str, Any]) -> str:
     """What the columns mean and what was measured on what."""
     config = book.config
+    seeds, dense, tune = config["seeds"], config["dense_epochs"], config["tune_epochs"]
     return (
-        f"{config['dataset']}, MLP {'-'.join(map(str, config['hidden']))}, {config['seeds']} seeds "
-        f"(0 to {config['seeds'] - 1}): mean ± sample standard deviation of test accuracy. "
-        f"Dense {config['dense_epochs']} epochs, fine-tuning {config['tune_epochs']}, from scratch "
-        f"{config['dense_epochs'] + config['tune_epochs']} (the same mask on new weights). Kept, "
-        "KiB (the smallest of dense, bit-mask and CSR), MFLOP (multiplications by zero not counted: theoretical) and ms "
-        "(measured, the masked network as it is, batch 256) are the first seed's. "
-        f"Measured on {hardware['device']} ({hardware['platform']}, {hardware['cores']} cores), "
-        f"jax {hardware['jax']}."
+        f"{config['dataset']}, MLP {'-'.join(map(str, config['hidden']))}, {seeds} seeds (0 to "
+        f"{seeds - 1}): mean ± sample standard deviation of test accuracy. Dense {dense} epochs, "
+        f"tuned {tune} more; scratch: the same mask on new weights, {dense + tune} epochs. Kept, "
+        "KiB (the smallest of dense, bit-mask and CSR), MFLOP (theoretical: products with zero not "
+        "counted) and ms (measured, the masked network as it is, batch 256) are the first "
+        f"seed's. Measured on {hardware['device']} ({hardware['platform']}, {hardware['cores']} "
+        f"cores), jax {hardware['jax']}."
     )
 
 

@@ -20,6 +20,7 @@ from jaxprune import trees
 from jaxprune.types import PyTree
 
 _NUMBERS = (bool, int, float, complex)
+_KINDS = (jnp.bool_, jnp.number)
 
 
 def _by_name(tree: PyTree) -> dict[str, Any]:
@@ -43,10 +44,16 @@ def _described(leaves: dict[str, Any]) -> dict[str, list[Any]]:
     }
 
 
-def _manager(directory: str | Path) -> Any:
+def _orbax() -> Any:
     import orbax.checkpoint as ocp
 
-    return ocp.CheckpointManager(Path(directory).absolute())
+    # Not its CheckpointManager, which skips a step older than the newest without a word, takes an
+    # empty directory for a checkpoint, and fails if another process deletes one while it lists.
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+
+def _path(directory: str | Path, step: int) -> Path:
+    return Path(directory).absolute() / str(step)
 
 
 def save(directory: str | Path, tree: PyTree, *, step: int, keep: int | None = None) -> None:
@@ -84,12 +91,10 @@ def save(directory: str | Path, tree: PyTree, *, step: int, keep: int | None = N
     if data:
         items["tree"] = ocp.args.StandardSave(data)
     Path(directory).mkdir(parents=True, exist_ok=True)
-    with _manager(directory) as manager:
-        # Without `force`, Orbax skips a step older than the newest, and does not say so.
-        manager.save(step, args=ocp.args.Composite(**items), force=True)
-        manager.wait_until_finished()
+    with _orbax() as orbax:
+        orbax.save(_path(directory, step), args=ocp.args.Composite(**items))
     for old in steps(directory)[: -keep if keep else 0]:
-        _drop(Path(directory) / str(old))
+        _drop(_path(directory, old))
 
 
 def _drop(checkpoint: Path) -> None:
@@ -115,13 +120,12 @@ def _check_step(directory: str | Path, step: int, keep: int | None) -> None:
 
 
 def _check_leaf(name: str, leaf: Any) -> None:
-    if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, *_NUMBERS)) or not (
-        trees.dtype_of(leaf) == bool or jnp.issubdtype(trees.dtype_of(leaf), jnp.number) or _is_key(leaf)
-    ):
-        kind = f"{type(leaf).__name__} of {leaf.dtype}" if hasattr(leaf, "dtype") else type(leaf).__name__
+    kind, arrays = type(leaf).__name__, (jax.Array, np.ndarray, np.generic)
+    dtype = trees.dtype_of(leaf) if isinstance(leaf, (*arrays, *_NUMBERS)) else None
+    if dtype is None or not (_is_key(leaf) or any(jnp.issubdtype(dtype, t) for t in _KINDS)):
         raise TypeError(
-            f"Cannot save {trees.label(name)}: it is a {type(leaf).__name__}, and a checkpoint "
-            "holds arrays and numbers. Save it elsewhere, or take it out of the tree."
+            f"Cannot save {trees.label(name)}: it is a {kind}{f' of {dtype}' if dtype else ''}, "
+            "and a checkpoint holds arrays and numbers. Take it out of the tree."
         )
     if isinstance(leaf, jax.Array) and leaf.is_deleted():
         raise ValueError(
@@ -139,8 +143,7 @@ def _as_data(leaf: Any) -> Any:
 
 def steps(directory: str | Path) -> list[int]:
     """The steps of all complete checkpoints, rising; empty if there is none."""
-    # Orbax renames a finished checkpoint to its number; its own listing fails if another process
-    # deletes one meanwhile, and takes an empty directory for a checkpoint.
+    # Orbax renames a checkpoint to its number when it is complete.
     found = [p for p in Path(directory).glob("*") if p.name.isdecimal() and (p / "leaves").is_dir()]
     return sorted(int(p.name) for p in found)
 
@@ -177,11 +180,12 @@ def restore(directory: str | Path, like: PyTree, *, step: int | None = None) -> 
     step = known[-1] if step is None else step
     leaves = _by_name(like)
     target = {name: _target(leaf) for name, leaf in leaves.items() if np.size(leaf)}
-    with _manager(directory) as manager:
-        saved = manager.restore(step, args=ocp.args.Composite(leaves=ocp.args.JsonRestore()))
+    path = _path(directory, operator.index(step))
+    with _orbax() as orbax:
+        saved = orbax.restore(path, args=ocp.args.Composite(leaves=ocp.args.JsonRestore()))
         _check_saved(saved["leaves"], _described(leaves), directory)
         items = {"tree": ocp.args.StandardRestore(target)} if target else {}
-        found = manager.restore(step, args=ocp.args.Composite(**items))
+        found = orbax.restore(path, args=ocp.args.Composite(**items))
     data = found["tree"] if target else {}
     restored = [_as_saved(leaf, data.get(name)) for name, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(like), restored)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -162,7 +163,8 @@ def iterative(
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise ValueError(f"`rounds` is a number of rounds, an integer >= 1; got {rounds!r}.")
     path = [float(schedule(r)) for r in range(1, rounds + 1)]
-    if path[-1] <= 0 or path != sorted(path):
+    rises = all(a <= b for a, b in pairwise(path))  # and no step is NaN
+    if not (path[-1] > 0 and rises):
         raise ValueError(
             f"The schedule must rise (or hold) to a positive sparsity over its {rounds} rounds, "
             f"got {path}. Is `rounds` its number of steps?"

@@ -106,13 +106,14 @@ def _rise(
             "`initial` <= `final`: pruned weights do not come back."
         )
 
-    # Rounding may carry the last steps above `final`, and then the end would be a fall.
+    # Both ends are exact, and rounding takes no step between them below one or above the other.
     def at(step: Any) -> Any:
         if is_traced(step):
             passed = jnp.clip((step - begin) / steps, 0.0, 1.0)
-            rise = jnp.minimum(initial + (final - initial) * shape(passed), final)
-            return jnp.where(passed == 1, final, rise)
+            rise = jnp.clip(initial + (final - initial) * shape(passed), initial, final)
+            return jnp.where(passed == 0, initial, jnp.where(passed == 1, final, rise))
         x = min(max((float(step) - begin) / steps, 0.0), 1.0)
-        return final if x == 1 else min(initial + (final - initial) * shape(x), final)
+        rise = min(max(initial + (final - initial) * shape(x), initial), final)
+        return initial if x == 0 else final if x == 1 else rise
 
     return at

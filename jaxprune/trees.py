@@ -247,7 +247,8 @@ def totals(flags: Sequence[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]
     dtype = count_dtype(math.prod(shape[a] for a in axes))
     kept_dims = tuple(1 if a in axes else d for a, d in enumerate(shape))
     operands = tuple(f.astype(dtype) for f in flags)
-    zero = (jnp.zeros((), dtype),) * len(flags)
+    # Behind a barrier, or XLA would evaluate counts of constants while it compiles, for minutes.
+    zero = lax.optimization_barrier((jnp.zeros((), dtype),) * len(flags))
     add = lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True))
     return [t.reshape(kept_dims) for t in lax.reduce(operands, zero, add, axes)]
 

@@ -119,7 +119,7 @@ TREES = {
     "numpy": lambda: {"f64": np.arange(3.0), "i64": np.int64(2**40), "scalar": np.float64(0.1)},
     "python_numbers": lambda: {"i": 2**40, "f": 0.1, "b": True, "c": 1 + 2j},
 }
-ABSTRACT = sorted(TREES.keys() - {"numpy", "python_numbers"})
+HAVE_NUMBERS = ("numpy", "python_numbers", "linen_train_state")  # abstractly, these are arrays
 
 
 def bits(tree):
@@ -139,7 +139,7 @@ def test_what_was_saved_is_restored_bit_for_bit(name, tmp_path):
     for old, new in zip(jax.tree.leaves(tree), jax.tree.leaves(found), strict=True):
         assert isinstance(new, jax.Array) == isinstance(old, jax.Array)
         assert isinstance(old, jax.Array) or type(new) is type(old)
-    if name in ABSTRACT:
+    if name not in HAVE_NUMBERS:
         abstract = jax.eval_shape(lambda: tree)
         zoo.assert_same_bits(bits(jp.checkpoint.restore(tmp_path, abstract)), bits(tree))
 
@@ -264,8 +264,8 @@ def test_keep_retains_the_newest_checkpoints(tmp_path):
         ({"w": 1.0}, {"step": -1}, ValueError, "`step` is a step number"),
         ({"w": 1.0}, {"step": 1.5}, TypeError, "float"),
         ({"w": 1.0}, {"step": 1, "keep": 0}, ValueError, "`keep` counts checkpoints"),
-        ({"net": {"name": "relu"}}, {"step": 1}, TypeError, "leaf 'net/name': it is a str"),
-        ({"net": np.array(["a"])}, {"step": 1}, TypeError, "leaf 'net'"),
+        ({"net": {"name": "relu"}}, {"step": 1}, TypeError, "leaf 'net/name': it is a str,"),
+        ({"net": np.array(["a"])}, {"step": 1}, TypeError, "leaf 'net': it is a ndarray of <U1"),
         (
             {"w": jax.ShapeDtypeStruct((2,), jnp.float32)},
             {"step": 1},
