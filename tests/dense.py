@@ -48,7 +48,9 @@ def is_float(leaf: Any) -> bool:
 
 def float_leaves(params: Any, tree: Any = None) -> list[Any]:
     """The leaves of `tree` (default: `params`) at which `params` has floating-point ones."""
-    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(params if tree is None else tree))
+    pairs = zip(
+        jax.tree.leaves(params), jax.tree.leaves(params if tree is None else tree), strict=True
+    )
     return [leaf for ours, leaf in pairs if is_float(ours)]
 
 

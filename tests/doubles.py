@@ -62,7 +62,7 @@ def by_output(scores: Arrays, sparsity: float, axis: int = -1) -> Arrays:
 def erk_sparsities(shapes: list[tuple[int, ...]], sparsity: float) -> list[float]:
     """By bisection of the one unknown, the scale."""
     sizes = [math.prod(shape) for shape in shapes]
-    raw = [sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)]
+    raw = [(sum(shape) or 1) / size for shape, size in zip(shapes, sizes, strict=True)]
     density = lambda e: sum(min(1.0, e * r) * n for r, n in zip(raw, sizes, strict=True))
     low, high = 0.0, 1 / min(raw)
     for _ in range(200):
@@ -75,7 +75,8 @@ def erk_sparsities(shapes: list[tuple[int, ...]], sparsity: float) -> list[float
 
 
 def erk(scores: Arrays, sparsity: float) -> Arrays:
-    return by_leaf(scores, erk_sparsities([s.shape for s in scores], sparsity))
+    spread = iter(erk_sparsities([s.shape for s in scores if s.size], sparsity))
+    return by_leaf(scores, [next(spread) if s.size else 0.0 for s in scores])
 
 
 def mapped(names: list[str], scores: Arrays, sparsity: float, own: Mapping[str, Any]) -> Arrays:

@@ -267,8 +267,8 @@ def _kernel(*shape: int, dtype: Any = jnp.float32) -> Any:
 
 TREES: dict[str, TreeRow] = {
     "nested dict": TreeRow(
-        lambda: {"a": {"kernel": _kernel(3, 2), "bias": _kernel(2)}, "b": {"kernel": _kernel(2, 4)}},
-        {"a/kernel", "b/kernel"},
+        lambda: {"a": {"kernel": _kernel(3, 2), "bias": _kernel(2)}, "b": [_kernel(2, 4)]},
+        {"a/kernel", "b/0"},
     ),
     "frozen dict": TreeRow(lambda: freeze({"kernel": _kernel(3, 2)}), {"kernel"}),
     "list": TreeRow(lambda: [_kernel(3, 2), _kernel(2), _kernel(2, 4)], {"0", "2"}),
@@ -283,7 +283,7 @@ TREES: dict[str, TreeRow] = {
     "nnx state": TreeRow(_nnx_state, {"layers/0/kernel"}),
     "bare array": TreeRow(lambda: _kernel(3, 4), {""}),
     "mixed dtypes": TreeRow(
-        lambda: [_kernel(3, 2, dtype=jnp.bfloat16), _kernel(2, 2), _kernel(2, 3, dtype=jnp.float16)],
+        lambda: [_kernel(3, 2, dtype=jnp.bfloat16), _kernel(2, 2), _kernel(2, 3).astype("float16")],
         {"0", "1", "2"},
     ),
     "scalar, empty, integer and key leaves": TreeRow(

@@ -142,8 +142,8 @@ def test_a_users_plain_function_is_a_saliency_but_cannot_be_accumulated():
 def test_numpy_and_integer_scores_of_a_users_function_will_do():
     scores = lambda params, batch: [np.array([[3, 1], [2, 0]])]
     params = [np.ones((2, 2), np.float32)]
-    for prune in (jp.one_shot(scores, jp.select.lowest()),
-                  jax.jit(jp.one_shot(scores, jp.select.lowest()), static_argnames="sparsity")):  # fmt: skip
+    plain = jp.one_shot(scores, jp.select.lowest())
+    for prune in (plain, jax.jit(plain, static_argnames="sparsity")):
         np.testing.assert_array_equal(
             prune(params, sparsity=0.5).mask[0], [[True, False], [True, False]]
         )

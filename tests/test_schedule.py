@@ -85,7 +85,9 @@ def test_bad_schedules_are_refused_when_they_are_made(make):
             make(bad, 10)
         with pytest.raises(ValueError, match=r"sparsity .* must lie in \[0, 1\), got"):
             make(0.9, 10, initial=bad)
-    with pytest.raises(ValueError, match=r"starts at 0.9, above its end 0.5.*`initial` <= `final`"):
+    with pytest.raises(
+        ValueError, match=r"starts at 0\.9, above its end 0\.5.*`initial` <= `final`"
+    ):
         make(0.5, 10, initial=0.9)
     with pytest.raises(TypeError, match="got '0.9'"):
         make("0.9", 10)

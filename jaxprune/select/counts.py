@@ -81,7 +81,8 @@ def erk_sparsities(shapes: list[tuple[int, ...]], sparsity: Any) -> list[Any]:
       [0.505, 0.0]
     """
     sizes = [math.prod(shape) for shape in shapes]
-    raw = [sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)]
+    # A scalar counts as a vector of one.
+    raw = [(sum(shape) or 1) / size for shape, size in zip(shapes, sizes, strict=True)]
     order = sorted(range(len(raw)), key=lambda i: -raw[i])  # the densest saturate first
     kept = (1 - sparsity) * sum(sizes)
     dense, weight = 0, sum(r * n for r, n in zip(raw, sizes, strict=True))

@@ -61,7 +61,7 @@ def freeze_pruned(mask: Mask) -> optax.GradientTransformationExtraArgs:
 def _hold(
     updates: PyTree, state: MaskState, params: Params | None = None, **extra: Any
 ) -> tuple[PyTree, MaskState]:
-    params = need_params(params, "freeze_pruned")
+    params = need_params(params)
     held = masked_updates(updates, state.mask, params)
     return held, state._replace(step=optax.safe_increment(state.step))
 

@@ -80,7 +80,7 @@ def prune_gradually(
         batch: Batch = None,
         **extra: Any,
     ) -> tuple[PyTree, MaskState]:
-        params = need_params(params, "prune_gradually")
+        params = need_params(params)
         state = refresh(state, params, batch)
         return masked_updates(updates, state.mask, params), state
 

@@ -95,11 +95,12 @@ def wide_dtype(update: Any, param: Any) -> Any:
     return jnp.promote_types(trees.dtype_of(update), trees.dtype_of(param))
 
 
-def need_params(params: Params | None, who: str) -> Params:
+def need_params(params: Params | None) -> Params:
     """The parameters, or an error that says how to pass them."""
     if params is None:
         raise ValueError(
-            f"`{who}` needs the current parameters: call `tx.update(grads, state, params)`."
+            "A mask is applied to the current parameters, and they were not passed: call "
+            "`tx.update(grads, state, params)`."
         )
     return params
 

@@ -76,7 +76,7 @@ def straight_through(
         batch: Batch = None,
         **extra: Any,
     ) -> tuple[PyTree, MaskState]:
-        params = need_params(params, "straight_through")
+        params = need_params(params)
         uncover = lambda hidden, param: param if is_hole(hidden) else hidden
         whole = jax.tree.map(uncover, state.dense, params, is_leaf=is_hole)
         whole = _by_updates(_moved, updates, whole)

@@ -19,7 +19,7 @@ def draws(problem, probes, repeats):
     )
     found = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), repeats))
     return np.stack(
-        [flat(problem.params, jax.tree.map(lambda x: x[r], found)) for r in range(repeats)]
+        [flat(problem.params, jax.tree.map(lambda x, r=r: x[r], found)) for r in range(repeats)]
     )
 
 

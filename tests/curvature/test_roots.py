@@ -48,7 +48,7 @@ def test_a_root_times_its_transpose_is_the_hessian(name, scale, classes):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_softmax_root_keeps_relative_accuracy_when_one_class_is_nearly_sure(scale):
-    # The gap, not the size, of the logits: p = 1 - e^-20 and below; 1 - cumsum would give 0 or noise.
+    # The gap of the logits, not their size: 1 - p is e^-20 and below, where 1 - cumsum is noise.
     logits = np.array([[0.0, 20.0, scale]], np.float32)
     columns = np.asarray(softmax_root(jnp.asarray(logits), None), np.float64)
     diagonal = (columns**2).sum(-1)[0]

@@ -107,7 +107,7 @@ def test_a_generator_of_batches_is_read_once():
     def batches():
         for n in range(N):
             read.append(n)
-            yield jax.tree.map(lambda x: x[n : n + 1], problem.batch)
+            yield jax.tree.map(lambda x, n=n: x[n : n + 1], problem.batch)
 
     saliency = jp.saliency.over_batches(jp.saliency.taylor(problem.apply, problem.loss))
     stream = batches()

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 import jaxprune as jp
 from tests import doubles
@@ -14,45 +13,60 @@ from tests import doubles
 # A few kinds of tree, as XLA compiles for each; `None` is a leaf that takes no part.
 TREES = [
     [(4, 4)],
-    {"a": [(12, 8), (4, 4)], "b": None, "c": (4, 2, 8)},
+    {"a": [(12, 8), (4, 4)], "b": None, "c": (2, 4, 8)},
     ((8, 4), {"x": (4, 4), "y": None}, [(4, 12)]),
     {"z": (3, 3, 4, 4), "y": ((8, 8), None, (4, 8))},
 ]
 ODD = [(5,), (1, 1), (), (0, 3), {"k": (7, 3), "j": (1, 6)}]
 
 is_shape = lambda x: isinstance(x, tuple) and all(isinstance(d, int) for d in x)
-finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
-few = st.sampled_from([-2.0, -1.0, -0.0, 0.0, 1.0, 1.5])
-whole = st.integers(-1000, 1000).map(float)
 
-# name: (selection, double, scores, does the leaf's shape matter?)
+
+def bits(rng, shape):
+    """Any float32 at all, but NaN and infinity."""
+    x = rng.integers(0, 2**32, shape, dtype=np.uint32).view(np.float32)
+    return np.where(np.isfinite(x), x, np.float32(1.0))
+
+
+few = lambda rng, shape: rng.choice(np.float32([-2, -1, -0.0, 0, 1, 1.5]), shape)
+whole = lambda rng, shape: rng.integers(-1000, 1000, shape).astype(np.float32)
+normal = lambda rng, shape: rng.normal(size=shape).astype(np.float32)
+equal = lambda rng, shape: np.full(shape, rng.integers(-1, 2), np.float32)
+
+# name: (selection, double, kinds of scores)
 ROWS = {
-    "global": (jp.select.lowest, doubles.one_ranking, finite | few),
+    "global": (jp.select.lowest, doubles.one_ranking, [bits, few, normal, equal]),
     "layer": (
         lambda **o: jp.select.lowest("layer", **o),
         lambda x, s: doubles.by_leaf(x, [s] * len(x)),
-        finite | few,
+        [bits, few, normal, equal],
     ),
-    "output": (lambda **o: jp.select.lowest("output", **o), doubles.by_output, finite | few),
-    "erk": (lambda **o: jp.select.lowest("erk", **o), doubles.erk, finite | few),
+    "output": (
+        lambda **o: jp.select.lowest("output", **o),
+        doubles.by_output,
+        [bits, few, normal, equal],
+    ),
+    "erk": (lambda **o: jp.select.lowest("erk", **o), doubles.erk, [bits, few, normal, equal]),
     "2:4": (
         lambda **o: jp.select.n_of_m(2, 4, **o),
         lambda x, s: doubles.n_of_m(x, 2, 4, -2),
-        finite | few,
+        [bits, few, normal, equal],
     ),
     "blocks": (  # whole numbers: their sums do not depend on the order
         lambda **o: jp.select.blocks((2, 2), **o),
         lambda x, s: doubles.blocks(x, 2, 2, lambda b: doubles.one_ranking(b, s)),
-        whole | few.map(lambda x: 2 * x),
+        [whole, equal],
     ),
 }
 
 
-def filled(draw, tree, elements):
+def filled(draw, tree, kinds):
     """The tree with arrays for shapes, and a counter where there is none."""
-    array = lambda shape: draw(hnp.arrays(np.float32, shape, elements=elements, fill=st.nothing()))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    kind = draw(st.sampled_from(kinds))
     none = lambda x: x is None or is_shape(x)
-    return jax.tree.map(lambda x: np.arange(3) if x is None else array(x), tree, is_leaf=none)
+    array = lambda x: np.arange(3) if x is None else np.asarray(kind(rng, x))
+    return jax.tree.map(array, tree, is_leaf=none)
 
 
 def floats(tree, like):
@@ -66,8 +80,7 @@ ONLY_FLOATS = {"prunable": lambda name, leaf: leaf.dtype == np.float32}
 @st.composite
 def cases(draw, names, trees):
     name = draw(st.sampled_from(names))
-    _, _, elements = ROWS[name]
-    return name, filled(draw, draw(st.sampled_from(trees)), elements), draw(st.floats(0, 0.99))
+    return name, filled(draw, draw(st.sampled_from(trees)), ROWS[name][2]), draw(st.floats(0, 0.99))
 
 
 def check(case):
@@ -83,15 +96,14 @@ def check(case):
         with pytest.raises(ValueError, match="fewer than floor=1"):
             make(**ONLY_FLOATS)(scores, scores, sparsity=sparsity)
         return
-    goes = sum(int((~m).sum()) for m in expected)
-    if (
-        name in ("global", "blocks")
-        and goes < round(sparsity * sum(x.size for x in plain)) // 4 * 4
-    ):
-        event("floor forbids")  # fewer entries than asked for could go
+    sizes = [x.size // (4 if name == "blocks" else 1) for x in plain]
+    may_go = sum(max(n - 1, 0) for n in sizes)
+    if name in ("global", "blocks") and round(sparsity * sum(sizes)) > may_go:
+        event("forbidden")
         with pytest.raises(ValueError, match="floor=1 protects"):
             make(**ONLY_FLOATS)(scores, scores, sparsity=sparsity)
         return
+    event(f"compared, {name}")
     mask = make(**ONLY_FLOATS)(scores, scores, sparsity=sparsity)
     assert jax.tree.structure(mask) == jax.tree.structure(scores)
     for found, truth in zip(floats(mask, scores), expected, strict=True):
@@ -108,10 +120,9 @@ def test_selections_of_random_trees_are_their_doubles(case):
 @given(cases(["global", "layer", "erk"], [ODD]))
 def test_vectors_scalars_and_empty_leaves_take_part_if_asked_to(case):
     name, scores, sparsity = case
-    # The floor keeps one of each of the five leaves that have any.
-    limit = 35 - 5
-    if name == "global" and round(sparsity * 35) > limit:
-        sparsity = limit / 35
+    n, leaves = 34, 5  # entries, and leaves that have any: the floor keeps one of each
+    if name == "global":
+        sparsity = min(sparsity, (n - leaves) / n)
     check((name, scores, sparsity))
 
 
@@ -120,14 +131,17 @@ _jitted = jax.jit(lambda tree, s: jp.select.lowest(**ONLY_FLOATS)(tree, tree, sp
 
 @st.composite
 def partly_pruned(draw):
-    gone = st.just(-np.inf)
-    scores = filled(draw, draw(st.sampled_from(TREES)), few | gone | gone | finite)
+    share, whole_leaves = draw(st.floats(0, 1)), draw(st.booleans())
+
+    def kind(rng, shape):
+        gone = rng.random(() if whole_leaves else shape) < share
+        return np.where(gone, np.float32(-np.inf), rng.choice([few, bits])(rng, shape))
+
+    scores = filled(draw, draw(st.sampled_from(TREES)), [kind])
     return scores, draw(st.integers(0, 99)) / 100
 
 
-@settings(max_examples=150)
-@given(partly_pruned())
-def test_inside_jit_whatever_came_before_no_weight_returns_and_the_count_is_exact(case):
+def check_partly_pruned(case):
     scores, sparsity = case
     plain = [doubles.flushed(x) for x in floats(scores, scores)]
     found = floats(_jitted(jax.tree.map(jnp.asarray, scores), sparsity), scores)
@@ -138,6 +152,12 @@ def test_inside_jit_whatever_came_before_no_weight_returns_and_the_count_is_exac
     most = sum(max(x.size - 1, int((x == -np.inf).sum())) for x in plain)
     goes = min(max(round(sparsity * n), reached), most)
     assert sum(int((~m).sum()) for m in found) == goes
+
+
+@settings(max_examples=150)
+@given(partly_pruned())
+def test_inside_jit_whatever_came_before_no_weight_returns_and_the_count_is_exact(case):
+    check_partly_pruned(case)
 
 
 @pytest.mark.slow
@@ -151,6 +171,4 @@ def test_thousands_of_random_trees(case):
 @settings(max_examples=3000, derandomize=False)
 @given(partly_pruned())
 def test_thousands_of_partly_pruned_trees(case):
-    test_inside_jit_whatever_came_before_no_weight_returns_and_the_count_is_exact.hypothesis.inner_test(
-        case
-    )
+    check_partly_pruned(case)

@@ -13,8 +13,8 @@ from tests import doubles
 def test_the_kth_smallest_is_that_of_a_sort_at_every_rank(dtype):
     with jax.enable_x64(dtype == "float64"):
         rng = np.random.default_rng(0)
-        x = np.concatenate([rng.normal(size=40), 10.0 ** rng.uniform(-30, 30, 40) * -1,
-                            np.zeros(5), -np.zeros(5), [np.inf, -np.inf] * 3]).astype(dtype)  # fmt: skip
+        parts = [rng.normal(size=40), -(10.0 ** rng.uniform(-30, 30, 40)), np.zeros(5)]
+        x = np.concatenate([*parts, -np.zeros(5), [np.inf, -np.inf] * 3]).astype(dtype)
         scores = jnp.asarray(rng.permutation(x))
         find = lambda rank: threshold.kth_smallest(scores, rank)
         found = jax.jit(jax.vmap(find))(jnp.arange(x.size))

@@ -95,10 +95,8 @@ def maskings():
 
 FEW = [
     "freeze_pruned/rows/auto",
-    "prune_gradually/global/columns/auto",
     "prune_gradually/global/both/explicit",
-    "prune_gradually/n_of_m/rows/auto",
-    "straight_through/both/auto",
+    "straight_through/columns/auto",
 ]
 ALL = [f"{name}/{layout}/auto" for name in maskings() for layout in LAYOUTS] + [
     "freeze_pruned/both/explicit",
