@@ -89,7 +89,7 @@ def test_bad_schedules_are_refused_when_they_are_made(make):
         ValueError, match=r"starts at 0\.9, above its end 0\.5.*`initial` <= `final`"
     ):
         make(0.5, 10, initial=0.9)
-    with pytest.raises(TypeError, match="got '0.9'"):
+    with pytest.raises(TypeError, match=r"got '0\.9'"):
         make("0.9", 10)
     with pytest.raises(ValueError, match=r"got 1\.5"):
         schedule.constant(1.5)

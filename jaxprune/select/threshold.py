@@ -65,19 +65,24 @@ def around(scores: jax.Array, value: jax.Array, axes: Axes) -> list[jax.Array]:
 
 
 def _bit_search(
-    counts: Callable[[list[jax.Array]], list[jax.Array]], rank: jax.Array, dtype: Any, bits: int
+    counts: Callable[[list[jax.Array]], list[jax.Array]],
+    rank: jax.Array,
+    dtype: Any,
+    bits: int,
+    *,
+    to_the_end: bool = False,
 ) -> jax.Array:
     """An x of `bits` bits that cuts at `rank`; elementwise in rank.
 
-    It is the largest x with `counts([x])[0] <= rank`, or, found earlier, one that reaches equality.
-    The dtype is unsigned: a pivot may use every bit.
+    It is the largest x with `counts([x])[0] <= rank`, or, unless the search is to go to the end,
+    one found earlier that reaches equality. The dtype is unsigned: a pivot may use every bit.
     """
     digits = 2**_DIGIT
     passes = -(-bits // _DIGIT)
 
     def unfinished(state: Any) -> jax.Array:
         i, _, reached = state
-        return (i < passes) & jnp.any(reached != rank)
+        return (i < passes) & (to_the_end | jnp.any(reached != rank))
 
     def decide(state: Any) -> Any:
         i, low, reached = state
@@ -94,7 +99,11 @@ def _bit_search(
 
 
 def cut_value(
-    counts: Callable[[list[jax.Array]], list[jax.Array]], rank: jax.Array, dtype: Any
+    counts: Callable[[list[jax.Array]], list[jax.Array]],
+    rank: jax.Array,
+    dtype: Any,
+    *,
+    exact: bool = False,
 ) -> jax.Array:
     """A value that cuts at a rank, from a function that counts entries below pivots.
 
@@ -105,13 +114,15 @@ def cut_value(
       counts: `pivots -> counts`, each count of entries strictly below a pivot; shapes as `rank`.
       rank: integer array, 0 <= rank <= number of entries.
       dtype: float32 or float64, the dtype of the pivots.
+      exact: find the entry at the rank itself, not just any value that cuts there.
 
     Returns:
       A float v with `entries < v` numbering at most `rank`, and `entries <= v` at least that.
     """
     unsigned, _, bits = _layout(dtype)
     as_floats = lambda keys: counts([_float_of(k, dtype) for k in keys])
-    return _float_of(_bit_search(as_floats, rank, unsigned, bits), dtype)
+    key = _bit_search(as_floats, rank, unsigned, bits, to_the_end=exact)
+    return _float_of(key, dtype)
 
 
 def kth_smallest(scores: jax.Array, rank: jax.Array) -> jax.Array:
@@ -123,8 +134,9 @@ def kth_smallest(scores: jax.Array, rank: jax.Array) -> jax.Array:
     """
     axes = tuple(range(scores.ndim))
     rank = jnp.broadcast_to(rank, (1,) * scores.ndim)
-    cut = cut_value(lambda pivots: below(scores, pivots, axes), rank, scores.dtype)
-    return jnp.min(jnp.where(scores >= cut, scores, jnp.inf))
+    counts = lambda pivots: below(scores, pivots, axes)
+    value = cut_value(counts, rank, scores.dtype, exact=True).reshape(())
+    return jnp.where(value == 0, 0, value)  # where subnormals compare as zero, it may be one
 
 
 def position(shape: tuple[int, ...], axes: Axes, one: Any = 1) -> jax.Array:

@@ -120,7 +120,7 @@ def mask_updater(
         flags = trees.prunable_flags(params, select.prunable)
         target = jnp.asarray(schedule(state.step), jnp.float32)
 
-        def redraw(mask: Mask, target: jax.Array) -> tuple[Mask, jax.Array]:
+        def redraw(mask: Mask) -> tuple[Mask, jax.Array]:
             scores = saliency(params, batch)
             trees.check_like(params, scores, "scores")
             bad = bad_scores(scores, flags)
@@ -130,24 +130,20 @@ def mask_updater(
             new = lambda d, m: jnp.where(ok, d if revive else d & m, m)
             return jax.tree.map(new, drawn, mask), ok
 
-        hold = lambda mask, target: (mask, jnp.bool_(True))
-
-        def rise(mask: Mask, target: jax.Array) -> tuple[Mask, jax.Array]:
-            if revive:
-                return redraw(mask, target)
-            return jax.lax.cond(target > state.reached, redraw, hold, mask, target)
-
+        hold = lambda mask: (mask, jnp.bool_(True))
+        higher = (target > state.reached) | revive
+        rise = lambda mask: jax.lax.cond(higher, redraw, hold, mask)
         # Two conditions, not one: under vmap `reached` is batched, and its `cond` a `select`; the
         # step need not be, and then the steps between mask updates still cost nothing.
         due = state.step % every == 0
-        mask, ok = jax.lax.cond(due, rise, hold, state.mask, target)
-        risen = due & ok & ((target > state.reached) | revive)
+        mask, ok = jax.lax.cond(due, rise, hold, state.mask)
         return state._replace(
             step=optax.safe_increment(state.step),
             mask=mask,
-            reached=jnp.where(risen, target, state.reached),
+            reached=jnp.where(due & higher & ok, target, state.reached),
             refused=state.refused + (~ok).astype(jnp.int32),
         )
 
-    # Jitted for those who call it eagerly: a `cond` would be compiled anew at every step.
+    # Jitted for those who call it eagerly: `cond` would be compiled anew at every step, and a
+    # target that is not traced would be read differently.
     return jax.jit(refresh, inline=True)

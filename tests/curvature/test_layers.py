@@ -1,5 +1,6 @@
 """layer_moments against the definition: inputs by hand, output curvature by jax.jacobian."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -72,8 +73,10 @@ def case(layer):
     return w, (x, jnp.array([0, 2, 1, 1, 0])), lambda w, x: head(layer.run(w, x)), head
 
 
-def truth(layer):
+@functools.cache
+def truth(name):
     """Mean and mean square of inputs, and mean summed curvature, each of the weight's shape."""
+    layer = LAYERS[name]
     w, (x, labels), _, head = case(layer)
     of_weight, of_inputs = layer.input_axes
     rows = np.moveaxis(np.asarray(x), of_inputs, -1).reshape(-1, w.shape[of_weight])
@@ -98,10 +101,10 @@ def truth(layer):
 def test_moments_are_those_of_the_definition(name, x64):
     layer = LAYERS[name]
     w, batch, apply, _ = case(layer)
-    for options in ({}, {"root": jp.curvature.softmax_root}):
-        found = jp.curvature.layer_moments(apply, softmax_loss, **options)(w, batch)
-        for moment, expected in zip(found, truth(layer), strict=True):
-            assert_near(np.broadcast_to(moment, w.shape), expected, jnp.float64, 1000)
+    options = {"root": jp.curvature.softmax_root} if name == "tokens" else {}
+    found = jp.curvature.layer_moments(apply, softmax_loss, **options)(w, batch)
+    for moment, expected in zip(found, truth(name), strict=True):
+        assert_near(np.broadcast_to(moment, w.shape), expected, jnp.float64, 1000)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -111,7 +114,7 @@ def test_input_spread_is_what_the_mean_part_of_an_input_cannot_explain(name, x64
     saliency = jp.saliency.optimal_brain_damage_sd(
         jp.curvature.layer_moments(apply, softmax_loss), reading="input_spread"
     )
-    mean, square, bend = truth(layer)
+    mean, square, bend = truth(name)
     expected = bend * (square - mean**2) * np.asarray(w) ** 2 / 2
     assert_near(saliency(w, batch), expected, jnp.float64, 1000)
 

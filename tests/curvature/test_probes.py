@@ -23,9 +23,9 @@ def draws(problem, probes, repeats):
     )
 
 
-@pytest.mark.parametrize("probes", [1, 4, 16])
+@pytest.mark.parametrize("probes", [1, 9])
 def test_the_estimate_is_unbiased_and_its_variance_falls_as_one_over_the_probes(probes):
-    problem, repeats = PROBLEMS["tanh_mlp"](), 4000
+    problem, repeats = PROBLEMS["tanh_mlp"](), 2000
     hessian = dense("tanh_mlp").hessians.mean(0)
     truth = np.diag(hessian)
     variance = ((hessian**2).sum(1) - truth**2) / probes

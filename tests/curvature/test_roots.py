@@ -1,5 +1,7 @@
 """Every root R R' is the Hessian of its loss in the outputs, saturated or not."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,12 +20,15 @@ ROOTS = {
 }
 
 
+@functools.cache
+def _hessians(loss):
+    return jax.jit(jax.vmap(jax.hessian(lambda y, t: loss(y[None], t[None])[0])))
+
+
 def hessians(loss, outputs, targets):
     """[n, k, k] in float64, at exactly these (float32) outputs."""
     with jax.enable_x64(True):
-        one = lambda y, t: loss(y[None], t[None])[0]
-        rows = jnp.asarray(np.asarray(outputs, np.float64))
-        return np.asarray(jax.vmap(jax.hessian(one))(rows, jnp.asarray(targets)))
+        return np.asarray(_hessians(loss)(np.asarray(outputs, np.float64), jnp.asarray(targets)))
 
 
 def draw(name, scale, classes, n=40):

@@ -13,7 +13,8 @@ from tests.laws import SALIENCIES, TREES
 from tests.near import assert_near, assert_trees_equal, no_compilation
 from tests.problems import cluttered
 
-SPLITS = [(2, 3), (3, 2), (1, 1, 3)]
+SPLITS = [(2, 2, 1), (1, 2, 2), (1, 1, 1, 2), (1, 1, 1, 1, 1)]
+STEP_BY_STEP = ("magnitude", "lamp", "taylor", "snip")  # the others take minutes without jit
 MEASURED = [name for name, row in SALIENCIES.items() if row.data]
 WITH_FORMULA = [name for name, row in SALIENCIES.items() if row.formula is not None]
 # A standard deviation is the root of a difference of means: roundings of the means weigh more.
@@ -76,13 +77,14 @@ def test_float64_leaves_have_float64_scores_and_their_neighbours_float32_ones(na
 
 
 @pytest.mark.parametrize("name", SALIENCIES)
-def test_inside_jit_and_with_jit_switched_off_the_scores_are_the_same(name):
+def test_inside_jit_and_outside_the_scores_are_the_same(name):
     problem, roundings = cluttered(), ROUNDINGS.get(name, 1000)
     inside = jax.jit(made(name))(problem.params, problem.batch)
     near(flat(problem.params, inside), scored(name), jnp.float32, roundings)
-    with jax.disable_jit():
-        off = made(name)(problem.params, problem.batch)
-    near(flat(problem.params, off), scored(name), jnp.float32, roundings)
+    if name in STEP_BY_STEP:
+        with jax.disable_jit():
+            off = made(name)(problem.params, problem.batch)
+        near(flat(problem.params, off), scored(name), jnp.float32, roundings)
 
 
 @pytest.mark.parametrize("name", SALIENCIES)
@@ -165,7 +167,6 @@ def over_any_tree(params, x):
 
 
 ANY_TREE = {
-    "magnitude": jp.saliency.magnitude(),
     "lamp": jp.saliency.lamp(),
     "random": jp.saliency.random(jax.random.key(0)),
     "taylor": jp.saliency.taylor(over_any_tree, lambda y, t: (y - t) ** 2),
@@ -176,12 +177,20 @@ ANY_TREE = {
 
 
 @pytest.mark.parametrize("tree", TREES)
-@pytest.mark.parametrize("name", ANY_TREE)
-def test_every_kind_of_tree_is_scored_and_pruned_to_the_exact_count(name, tree):
-    row = TREES[tree]
-    params = row.make()
-    batch = (jnp.ones((3, 1)), jnp.zeros(3))
-    pruned = jp.one_shot(ANY_TREE[name], jp.select.lowest(floor=0))(params, batch, sparsity=0.5)
+def test_every_kind_of_tree_is_scored_and_pruned_to_the_exact_count(tree):
+    params, batch = TREES[tree].make(), (jnp.ones((3, 1)), jnp.zeros(3))
+    for saliency in ANY_TREE.values():
+        scores = saliency(params, batch)
+        assert jax.tree.structure(scores) == jax.tree.structure(params)
+        assert [np.shape(s) for s in jax.tree.leaves(scores)] == [
+            np.shape(p) for p in jax.tree.leaves(params)
+        ]
+        assert all(np.isfinite(s).all() for s in jax.tree.leaves(scores))
+    prune = jp.one_shot(jp.saliency.magnitude(), jp.select.lowest(floor=0))
+    check_pruned(prune(params, sparsity=0.5), params, TREES[tree])
+
+
+def check_pruned(pruned, params, row):
     assert jax.tree.structure(pruned.params) == jax.tree.structure(params)
     assert jax.tree.structure(pruned.mask) == jax.tree.structure(params)
     total = gone = 0
