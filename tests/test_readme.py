@@ -96,3 +96,10 @@ def test_the_first_two_bash_blocks_are_the_main_job_and_the_tests_each_with_its_
 def test_every_file_the_readme_points_to_exists():
     for target in re.findall(r"\]\((?!#|http)([^)]+)\)", TEXT):
         assert (ROOT / target).exists(), target
+
+
+def test_the_tables_in_the_readme_are_the_committed_results():
+    tables = re.findall(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", TEXT, re.DOTALL)
+    assert len(tables) == 3
+    for path, shown in tables:
+        assert shown.strip() == (ROOT / path).read_text().strip(), path
