@@ -2,13 +2,21 @@
 
 from jaxprune.curvature.exact import exact_diagonal
 from jaxprune.curvature.gauss_newton import gauss_newton_diagonal
-from jaxprune.curvature.gradients import fisher_diagonal, gradient_moments
+from jaxprune.curvature.gradients import (
+    fisher_diagonal,
+    gradient_moments,
+    true_fisher_diagonal,
+)
 from jaxprune.curvature.layers import layer_moments
+from jaxprune.curvature.likelihoods import Likelihood, bernoulli, categorical, normal
 from jaxprune.curvature.probes import hutchinson_diagonal
 from jaxprune.curvature.products import hvp
 from jaxprune.curvature.roots import sigmoid_root, softmax_root, squared_error_root
 
 __all__ = [
+    "Likelihood",
+    "bernoulli",
+    "categorical",
     "exact_diagonal",
     "fisher_diagonal",
     "gauss_newton_diagonal",
@@ -16,7 +24,9 @@ __all__ = [
     "hutchinson_diagonal",
     "hvp",
     "layer_moments",
+    "normal",
     "sigmoid_root",
     "softmax_root",
     "squared_error_root",
+    "true_fisher_diagonal",
 ]

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxprune import objective, trees
-from jaxprune.curvature.examples import widened
+from jaxprune.curvature.examples import mean_over_examples, widened
+from jaxprune.curvature.gauss_newton import columns_like
 from jaxprune.curvature.roots import Root, output_factor
-from jaxprune.jaxpr.taps import Site, Tapped, tap
-from jaxprune.types import Apply, Batch, LayerMoments, Loss, Params
+from jaxprune.jaxpr import sites as algebra
+from jaxprune.jaxpr.pullback import pull_back
+from jaxprune.jaxpr.taps import Site
+from jaxprune.types import Apply, Batch, LayerMoments, Loss, Params, PyTree
 
 
 def layer_moments(
-    apply: Apply, loss: Loss, *, root: Root | None = None
+    apply: Apply, loss: Loss, *, root: Root | None = None, microbatch: int | None = None
 ) -> Callable[[Params, Batch], LayerMoments]:
     """Means over examples of each weight's input, its square, and the output curvature.
 
-    For `z_j = sum_i x_i w_ij`: mean x_i, mean x_i^2 and the Gauss-Newton `d^2 loss / dz_j^2`,
-    each broadcastable against w. In a convolution x is the input channel averaged over positions,
-    and the curvature is summed over positions, as one weight acts at all of them.
+    For `z_j = sum_i x_i w_ij`: mean x_i, mean x_i^2 and the Gauss-Newton `d^2 loss / dz_j^2`. In a
+    convolution x is the input channel averaged over positions, in a layer that is applied to
+    tokens or at time steps it is averaged over those; the curvature is summed over positions, as
+    one weight acts at all of them.
 
     Args:
       apply: `(params, inputs) -> outputs`, where each example's outputs depend on its inputs only.
       loss: `(outputs, targets) -> [N]`.
       root: a root of the output Hessian, as in `gauss_newton_diagonal`.
+      microbatch: examples at once; by default as many as keep the deltas in a CPU's last cache.
 
     Returns:
-      `(params, batch) -> LayerMoments`. A leaf that does not enter exactly one dense layer or
-      ungrouped convolution, and nothing else, is NaN.
+      `(params, batch) -> LayerMoments`, trees like `params`. A leaf that does not enter exactly one
+      dense layer or convolution, and nothing else, is NaN, and so is every leaf of a model whose
+      examples depend on each other.
 
     Raises:
       ValueError: a missing or empty batch, a loss or root of the wrong shape, or more than 64
@@ -46,99 +52,76 @@ def layer_moments(
       (2.0, 5.0)
     """
 
-    @jax.jit
-    def measure(params: Params, batch: Batch) -> LayerMoments:
-        inputs, targets = objective.split_batch(batch)
-        n = objective.batch_size(batch)
+    def sums(params: Params, batch: Batch, independent: bool) -> LayerMoments:
+        inputs, targets = batch
         leaves, merge, _ = widened(params)
-        ranks = [np.ndim(leaf) for leaf in jax.tree.leaves(params)]
-        with jax.default_matmul_precision("highest"):
-            tapped = tap(apply, merge(leaves), inputs)
-            taps = [jnp.zeros(site.output.shape, site.output.dtype) for site in tapped.sites]
-            run = lambda some: tapped.run(merge(leaves), inputs, some)
-            outputs, pull, captures = jax.vjp(run, taps, has_aux=True)
-            columns, signs = output_factor(loss, root, outputs, targets)
-            axes = [_example_axis(site, ranks[site.leaf], n) for site in tapped.sites]
-            bent = _curvatures(pull, columns, signs, outputs, axes)
-        return _assemble(params, tapped, captures, bent, n)
+        structure = jax.tree.structure(params)
+        triples: list[Any] = [(objective.zeros(x) + jnp.nan,) * 3 for x in jax.tree.leaves(params)]
+        if independent:
+            with jax.default_matmul_precision("highest"):
+                found = pull_back(apply, merge(leaves), inputs)
+                columns, signs = output_factor(loss, root, found.outputs, targets)
+                deltas = found.pull(columns_like(columns, found.outputs)).sites
+            used = [site.leaf for site in found.tapped.sites]
+            for site in found.tapped.sites:
+                if used.count(site.leaf) > 1 or not site.origin.injective:
+                    continue
+                if site.primitive == "gather":
+                    continue
+                dtype = trees.score_dtype(found.leaves[site.leaf])
+                wide = (found.captures[site.key].astype(dtype), deltas[site.key].astype(dtype))
+                triples[site.leaf] = _moments(site, *wide, signs)
+        return LayerMoments(*(jax.tree.unflatten(structure, p) for p in zip(*triples, strict=True)))
 
-    return measure
+    def columns(outputs: PyTree, targets: PyTree) -> int:
+        factor = lambda y, t: output_factor(loss, root, y, t)[0]
+        return jax.eval_shape(factor, outputs, targets).shape[2]
 
-
-def _example_axis(site: Site, rank: int, n: int) -> int | None:
-    """The axis of a layer's output that counts examples; None if it is no layer we have rules for.
-
-    Those we have: one contraction of a weight of that rank, or an ungrouped convolution.
-    """
-    if site.primitive == "dot_general":
-        (contracted, _), (batched, _) = site.params["dimension_numbers"]
-        known = len(contracted) == 1 and not batched
-        axis = rank - 1 if site.side == 0 else 0  # the free axes of the left operand come first
-    else:
-        numbers = site.params["dimension_numbers"]
-        groups = (site.params["feature_group_count"], site.params["batch_group_count"])
-        known = site.side == 1 and groups == (1, 1) and numbers.lhs_spec[0] == 0
-        axis = numbers.out_spec[0]
-    return axis if known and site.output.shape[axis : axis + 1] == (n,) else None
+    return mean_over_examples(apply, sums, columns, microbatch)
 
 
-def _curvatures(
-    pull: Any, columns: jax.Array, signs: jax.Array, outputs: Any, axes: list[int | None]
-) -> list[Any]:
-    """`sum_c signs_c delta_c^2` at every site's output; None where there is no example axis."""
-    leaves, structure = jax.tree.flatten(outputs)
-    cuts = np.cumsum([leaf.size // leaf.shape[0] for leaf in leaves])[:-1]
-
-    def one(column: jax.Array, sign: jax.Array) -> list[Any]:
-        pieces = zip(jnp.split(column, cuts, axis=1), leaves, strict=True)
-        cotangent = [piece.reshape(o.shape).astype(o.dtype) for piece, o in pieces]
-        deltas = pull(jax.tree.unflatten(structure, cotangent))[0]
-        return [
-            None if axis is None else d * d * jnp.expand_dims(sign, _others(d.ndim, (axis,)))
-            for d, axis in zip(deltas, axes, strict=True)
-        ]
-
-    each = [one(columns[:, :, c], signs[:, c]) for c in range(columns.shape[2])]
-    return [None if parts[0] is None else sum(parts) for parts in zip(*each, strict=True)]
-
-
-def _others(rank: int, axes: Sequence[int]) -> tuple[int, ...]:
-    return tuple(a for a in range(rank) if a not in axes)
+def _moments(
+    site: Site, x: jax.Array, deltas: jax.Array, signs: jax.Array | None
+) -> tuple[jax.Array, ...]:
+    """Sums over examples of x, x^2 and the curvature, each of the weight's shape."""
+    names = algebra.letters(site)
+    squares = algebra.deltas_of(site, deltas) ** 2
+    if signs is not None:
+        squares = jnp.einsum("kn...,nk->kn...", squares, signs.astype(squares.dtype))
+    bend = "".join(c for c in names.deltas if c in names.weight)
+    curvature = jnp.einsum(f"kn{names.deltas}->{bend}", squares)
+    moments = []
+    for power in (x, x * x):
+        if site.primitive == "dot_general":
+            kept = "".join(c for c in names.inputs if c in names.weight)
+            mean = jnp.einsum(f"n{names.inputs}->{kept}", power)
+            over = math.prod(names.sizes[c] for c in names.inputs if c not in kept)
+        else:
+            kept, mean, over = _channels(site, names, power)
+        moments.append(_along(site, names, mean / over, kept))
+    return moments[0], moments[1], _along(site, names, curvature, bend)
 
 
-def _assemble(
-    params: Params, tapped: Tapped, captures: list[Any], bent: list[Any], n: int
-) -> LayerMoments:
-    """One triple of moments per leaf, NaN where no single site says what they are."""
-    leaves, structure = jax.tree.flatten(params)
-    triples: list[Any] = [(objective.zeros(leaf) + jnp.nan,) * 3 for leaf in leaves]
-    used = [*tapped.elsewhere, *(site.leaf for site in tapped.sites)]
-    for site, captured, curve in zip(tapped.sites, captures, bent, strict=True):
-        leaf = leaves[site.leaf]
-        if used.count(site.leaf) > 1 or curve is None or jnp.shape(captured)[:1] != (n,):
-            continue
-        dtype = trees.score_dtype(leaf)
-        found = _moments(site, captured, curve, np.shape(leaf), n)
-        triples[site.leaf] = tuple(f.astype(dtype) + objective.zeros(leaf) for f in found)
-    return LayerMoments(*(jax.tree.unflatten(structure, p) for p in zip(*triples, strict=True)))
+def _channels(site: Site, names: algebra.Letters, x: jax.Array) -> tuple[str, jax.Array, int]:
+    """Sums over images and positions, one a channel, repeated for every entry of the window."""
+    loops = len(site.origin.loops)
+    feature = 1 + loops + site.params["dimension_numbers"].lhs_spec[1]
+    stacked = [1 + i for i, (_, kind) in enumerate(site.origin.loops) if kind == "slices"]
+    gone = [a for a in range(x.ndim) if a not in (*stacked, feature)]
+    total = jnp.sum(x, axis=tuple(gone))
+    over = math.prod(x.shape[a] for a in gone) // x.shape[0]
+    kept = [c for c in names.inputs if c in names.weight]
+    groups, entries = names.sizes[kept[-2]], names.sizes[kept[-1]]
+    channels = total.shape[-1] // groups
+    total = total.reshape(*total.shape[:-1], groups, 1, channels)
+    shape = (*total.shape[:-2], entries // channels, channels)
+    return "".join(kept), jnp.broadcast_to(total, shape).reshape(*total.shape[:-2], entries), over
 
 
-def _moments(site: Site, x: Any, curve: Any, shape: tuple[int, ...], n: int) -> tuple[Any, ...]:
-    """(mean x, mean x^2, mean curvature), each shaped to broadcast against the weight."""
-    if site.primitive == "dot_general":
-        (left, right), _ = site.params["dimension_numbers"]
-        (contracted,), (inputs_axis,) = (left, right) if site.side == 0 else (right, left)
-        outputs = _others(len(shape), (contracted,))
-        # The weight's free axes are the first of the output's axes, or the last.
-        first = 0 if site.side == 0 else curve.ndim - len(outputs)
-    else:
-        numbers = site.params["dimension_numbers"]
-        contracted, inputs_axis = numbers.rhs_spec[1], numbers.lhs_spec[1]
-        outputs, first = (numbers.rhs_spec[0],), numbers.out_spec[1]
-    x = jnp.moveaxis(x, inputs_axis, -1)
-    x = x.reshape(-1, x.shape[-1]).astype(curve.dtype)
-    around = _others(len(shape), (contracted,))
-    mean, square = (jnp.expand_dims(jnp.mean(v, axis=0), around) for v in (x, x * x))
-    out_axes = range(first, first + len(outputs))
-    bend = jnp.sum(curve, axis=_others(curve.ndim, out_axes)) / n
-    return mean, square, jnp.expand_dims(bend, _others(len(shape), outputs))
+def _along(site: Site, names: algebra.Letters, array: jax.Array, kept: str) -> jax.Array:
+    """An array with some of the weight's letters, repeated along the others."""
+    order = "".join(c for c in names.weight if c in kept)
+    array = jnp.einsum(f"{kept}->{order}", array)
+    array = array.reshape([names.sizes[c] if c in kept else 1 for c in names.weight])
+    full = jnp.broadcast_to(array, [names.sizes[c] for c in names.weight])
+    return algebra.weight_of(site, full)

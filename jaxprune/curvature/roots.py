@@ -103,7 +103,7 @@ def output_factor(loss: Loss, root: Root | None, outputs: PyTree, targets: PyTre
                 f"`root(outputs, targets)` must return columns of shape [{n}, {k}, C], got "
                 f"{columns.shape}."
             )
-        return columns, jnp.ones((n, columns.shape[2]), columns.dtype)
+        return columns, None
     if k > _MOST_OUTPUTS:
         raise ValueError(
             f"The loss has {k} outputs an example; its Hessian is taken by autodiff up to "

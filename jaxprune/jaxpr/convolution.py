@@ -23,7 +23,7 @@ from jaxprune.jaxpr import equations
 from jaxprune.jaxpr.equations import Equation
 
 _PIECES_BYTES = 1 << 20
-_FEW_CHANNELS = 32
+_FEW_CHANNELS = 16
 _WASTE = 1.5
 
 
@@ -34,7 +34,9 @@ def convolve(equation: Equation, x: jax.Array, w: jax.Array) -> jax.Array:
     if pieces is None:
         return plain(x, w)
     shape = x.shape
-    back = _merging_batches(lambda w, d: pieces(w, d, shape), lambda w, d: _plain_back(plain, shape, w, d))
+    back = _merging_batches(
+        lambda w, d: pieces(w, d, shape), lambda w, d: _plain_back(plain, shape, w, d)
+    )
 
     @jax.custom_vjp
     def run(x: jax.Array, w: jax.Array) -> jax.Array:

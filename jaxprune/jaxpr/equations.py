@@ -169,3 +169,16 @@ def shape(program: Program, operand: int | Constant) -> tuple[int, ...]:
     if isinstance(operand, Constant):
         return jnp.shape(operand.value)
     return program.shapes[operand].shape
+
+
+def contains(function: Callable[..., Any], primitive: str, *args: Any) -> bool:
+    """True if a primitive of that name is anywhere in `function(*args)`."""
+
+    def inside(jaxpr: Any) -> bool:
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+        return any(
+            eqn.primitive.name == primitive or any(map(inside, inner_jaxprs(eqn.params)))
+            for eqn in jaxpr.eqns
+        )
+
+    return inside(jax.make_jaxpr(function)(*args))

@@ -57,8 +57,10 @@ def independent_examples(apply: Apply, params: Params, inputs: PyTree) -> bool:
     """
     leaves = jax.tree.leaves(inputs)
     n = leaves[0].shape[0]
+    first = lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    example = jax.tree.map(first, inputs)
     try:
-        one = jax.eval_shape(apply, params, jax.tree.map(lambda x: x[:1], inputs))
+        one = jax.eval_shape(apply, params, example)
         closed, many = jax.make_jaxpr(apply, return_shape=True)(params, inputs)
     except Exception:  # whatever the model raises on one example: it cannot take them one by one
         jax.eval_shape(apply, params, inputs)
@@ -131,7 +133,9 @@ def _follow(closed: Any, args: Sequence[_State], n: int) -> list[_State]:
 def _constant(value: Any) -> _Same:
     """Along which axes a known array repeats itself."""
     if not isinstance(value, np.ndarray | jax.Array) or isinstance(value, jax.core.Tracer):
-        return _Same(frozenset(range(np.ndim(value)))) if np.ndim(value) == 0 else _Same(frozenset())
+        return (
+            _Same(frozenset(range(np.ndim(value)))) if np.ndim(value) == 0 else _Same(frozenset())
+        )
     if value.size > 1 << 20 or jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
         return _Same(frozenset())
     array = np.asarray(value)
@@ -147,7 +151,9 @@ def _out(eqn: Any) -> tuple[int, ...]:
     return eqn.outvars[0].aval.shape
 
 
-def _together(eqn: Any, states: list[_State], n: int, shapes: list[tuple[int, ...]]) -> list[_State]:
+def _together(
+    eqn: Any, states: list[_State], n: int, shapes: list[tuple[int, ...]]
+) -> list[_State]:
     """Operands of one shape, entry by entry; scalars go with all."""
     pairs = [(s, shape) for s, shape in zip(states, shapes, strict=True) if shape != ()]
     axes = {_axis(s, shape, n) for s, shape in pairs if isinstance(s, _Along)}
@@ -368,8 +374,8 @@ def _gather(eqn: Any, states: list[_State], n: int) -> list[_State]:
         return [_Same(frozenset())]
     rank = len(_out(eqn))
     batch = [a for a in range(rank) if a not in numbers.offset_dims]
-    inside = [a for a in range(len(array))
-              if a not in (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)]  # fmt: skip
+    outside = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+    inside = [a for a in range(len(array)) if a not in outside]
     if at is None:
         return [_at(batch[by], _out(eqn), n)]  # type: ignore[index]  # by is an axis here
     if at in numbers.operand_batching_dims:
@@ -458,9 +464,7 @@ _RULES: dict[str, Callable[[Any, list[_State], int], list[_State]]] = {
     **dict.fromkeys(_ALONG_ONE, _cumulative),
     **dict.fromkeys(_CALLS, _call),
     **dict.fromkeys(_UNCHANGED, _unchanged),
-    **dict.fromkeys(
-        ("reduce_window_sum", "reduce_window_max", "reduce_window_min"), _window
-    ),
+    **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min"), _window),
     "broadcast_in_dim": _broadcast,
     "concatenate": _concatenate,
     "cond": _cond,

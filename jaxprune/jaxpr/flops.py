@@ -14,6 +14,7 @@ import jax
 from jax.extend import core
 
 from jaxprune import trees
+from jaxprune.jaxpr import equations
 from jaxprune.types import Mask
 
 # The output holds the operand's entries, each equally often: the kept fraction is unchanged.
@@ -179,17 +180,10 @@ def _same(eqn: Any, sources: list[int | None]) -> _Found:
 
 def _scan(eqn: Any, sources: list[int | None]) -> _Found:
     """Constants and slices of a stacked leaf keep their origin; a carry changes, so loses it."""
-    consts, carry = _scan_sizes(eqn.params)
+    consts, carry = equations.scan_sizes(eqn.params)
     inner = sources[:consts] + [None] * carry + sources[consts + carry :]
     found = _count(eqn.params["jaxpr"], inner)
     return _Found(_times(found.operations, eqn.params["length"]), found.once, [])
-
-
-def _scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
-    if "num_consts" in params:
-        return params["num_consts"], params["num_carry"]
-    consts, carry, _ = params["ft_in"].unpack()  # newer JAX
-    return len(consts), len(carry)
 
 
 def _cond(eqn: Any, sources: list[int | None]) -> _Found:
@@ -218,17 +212,10 @@ def _shard_map(eqn: Any, sources: list[int | None]) -> _Found:
 
 def _inside(eqn: Any, sources: list[int | None]) -> _Found:
     """Any other primitive: jit, remat, custom_jvp and the like call one jaxpr with its operands."""
-    inner = list(_jaxprs(eqn.params))
+    inner = list(equations.inner_jaxprs(eqn.params))
     if len(inner) == 1 and len(inner[0].in_avals) == len(sources):
         return _count(inner[0], sources)
     return _once(eqn.primitive.name, [_count(j, [None] * len(j.in_avals)) for j in inner])
-
-
-def _jaxprs(params: dict[str, Any]) -> Any:
-    for value in params.values():
-        for part in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(part, core.Jaxpr | core.ClosedJaxpr):
-                yield part
 
 
 def _once(name: str, parts: list[_Found]) -> _Found:

@@ -137,7 +137,8 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(primitives.FLAT, _flat),
     **dict.fromkeys(("mul", "dot_general", "conv_general_dilated"), _product),
     **dict.fromkeys(
-        ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call"), _call
+        ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call"),
+        _call,
     ),
     "div": _quotient,
     "select_n": _select,

@@ -128,16 +128,14 @@ def _patches(site: Site, images: jax.Array) -> jax.Array:
               for (low, high), inner in zip(params["padding"], inserted, strict=True)]  # fmt: skip
     x = lax.pad(x, zero, [(0, 0, 0), *config, (0, 0, 0)])
     steps, gaps = params["window_strides"], params["rhs_dilation"]
-    outs = [(size - (w - 1) * gap - 1) // step + 1
-            for size, w, gap, step in zip(x.shape[1:-1], window, gaps, steps, strict=True)]  # fmt: skip
+    axes = zip(x.shape[1:-1], window, gaps, steps, strict=True)
+    outs = [(size - (w - 1) * gap - 1) // step + 1 for size, w, gap, step in axes]
     groups = params["feature_group_count"]
     pieces = []
     for corner in np.ndindex(*window):
         starts = [c * gap for c, gap in zip(corner, gaps, strict=True)]
         stops = [s + (o - 1) * step + 1 for s, o, step in zip(starts, outs, steps, strict=True)]
-        piece = lax.slice(
-            x, (0, *starts, 0), (x.shape[0], *stops, x.shape[-1]), (1, *steps, 1)
-        )
+        piece = lax.slice(x, (0, *starts, 0), (x.shape[0], *stops, x.shape[-1]), (1, *steps, 1))
         pieces.append(piece.reshape(-1, groups, x.shape[-1] // groups))
     return jnp.concatenate(pieces, axis=-1)
 
@@ -223,7 +221,9 @@ def _row_gradients(site: Site, captured: jax.Array, deltas: jax.Array) -> jax.Ar
         zeros = jnp.zeros((site.operand[0], *tail), delta.dtype)
         return zeros.at[index.ravel()].add(delta.reshape(-1, *tail), mode="drop")
 
-    front = lambda x, skip: jnp.moveaxis(x, [s + skip for s in stacked], range(skip, skip + len(stacked)))
+    front = lambda x, skip: jnp.moveaxis(
+        x, [s + skip for s in stacked], range(skip, skip + len(stacked))
+    )
     index, deltas = front(index, 1), front(deltas, 2)
     mapped = one
     for _ in stacked:

@@ -1,8 +1,8 @@
 """Taps: every layer's inputs, and a place to read its output deltas, from the jaxpr.
 
-Where a parameter enters a `dot_general`, a `conv_general_dilated` or a `gather` of rows, as it is or
-through casts, transposes, reshapes, broadcasts and slices, the other operand is captured and a zero
-is added to the output: the gradient in that zero is the layer's delta. A parameter that enters
+Where a parameter enters a `dot_general`, a `conv_general_dilated` or a `gather` of rows, as it is
+or through casts, transposes, reshapes, broadcasts and slices, the other operand is captured and a
+zero is added to the output: the gradient in that zero is the layer's delta. A parameter that enters
 anything else (a bias, a scale, a custom rule) is tapped itself, all its uses at once.
 """
 

@@ -69,7 +69,7 @@ def case(layer):
     w = jnp.asarray(rng.normal(size=layer.weight) * 0.5)
     x = jnp.asarray(rng.normal(size=layer.inputs) + 0.5)
     readout = jnp.asarray(rng.normal(size=(jax.eval_shape(layer.run, w, x).size // N, 3)))
-    head = lambda z: jnp.tanh(z).reshape(N, -1) @ readout
+    head = lambda z: jnp.tanh(z).reshape(z.shape[0], -1) @ readout
     return w, (x, jnp.array([0, 2, 1, 1, 0])), lambda w, x: head(layer.run(w, x)), head
 
 
