@@ -16,7 +16,7 @@ from jaxprune.types import Loss, PyTree
 
 Root = Callable[[PyTree, PyTree], jax.Array]
 
-_MOST_OUTPUTS = 64
+MOST_OUTPUTS = 64
 
 
 def softmax_root(outputs: jax.Array, targets: PyTree) -> jax.Array:
@@ -104,10 +104,10 @@ def output_factor(loss: Loss, root: Root | None, outputs: PyTree, targets: PyTre
                 f"{columns.shape}."
             )
         return columns, None
-    if k > _MOST_OUTPUTS:
+    if k > MOST_OUTPUTS:
         raise ValueError(
             f"The loss has {k} outputs an example; its Hessian is taken by autodiff up to "
-            f"{_MOST_OUTPUTS}. Pass `root=`, such as `jp.curvature.softmax_root`."
+            f"{MOST_OUTPUTS}. Pass `root=`, such as `jp.curvature.softmax_root`."
         )
 
     def one(row: jax.Array, target: PyTree) -> jax.Array:

@@ -24,6 +24,18 @@ class Sums(NamedTuple):
     second: list[jax.Array] | None
 
 
+class Bends(NamedTuple):
+    """Curvature to add at the places where squares are read, one example at a time.
+
+    Attributes:
+      sites: at the outputs of sites by key, [n, ...], diagonal over positions.
+      leaves: at parameters that are tapped themselves, [n, ...].
+    """
+
+    sites: dict[Any, jax.Array]
+    leaves: dict[int, jax.Array]
+
+
 class _Wanted(NamedTuple):
     """Which h_n: `sum_k signs_kn g_kn^2`, or `g_0n` itself; and whether its square as well."""
 
@@ -51,7 +63,13 @@ _Arrays = list[jax.Array]
 
 
 def sum_of_squares(
-    found: Pullback, cotangents: PyTree, signs: jax.Array | None, *, second: bool
+    found: Pullback,
+    cotangents: PyTree,
+    signs: jax.Array | None,
+    *,
+    second: bool,
+    bends: Bends | None = None,
+    skip: frozenset[int] = frozenset(),
 ) -> Sums:
     """`h_n = sum_k signs_kn (J_n' c_kn)^2`, summed over examples.
 
@@ -60,16 +78,21 @@ def sum_of_squares(
       cotangents: c, a tree of [k, n, ...] like the outputs.
       signs: [k, n], or None for all one.
       second: sum the squares of h_n as well.
+      bends: curvature to add at sites and leaves.
+      skip: leaves that are not wanted; they get zeros.
     """
-    return _sums(found, cotangents, _Wanted(signs, False, second))
+    wanted = _Wanted(signs, False, second)
+    return _sums(found, cotangents, wanted, bends or Bends({}, {}), skip)
 
 
 def sum_of_gradients(found: Pullback, cotangents: PyTree) -> Sums:
     """`h_n = J_n' c_n`, c a tree of [1, n, ...], and its square, summed over examples."""
-    return _sums(found, cotangents, _Wanted(None, True, True))
+    return _sums(found, cotangents, _Wanted(None, True, True), Bends({}, {}), frozenset())
 
 
-def _sums(found: Pullback, cotangents: PyTree, wanted: _Wanted) -> Sums:
+def _sums(
+    found: Pullback, cotangents: PyTree, wanted: _Wanted, bends: Bends, skip: frozenset[int]
+) -> Sums:
     deltas = found.pull(cotangents)
     pairs: list[_Pair] = []
     for i, leaf in enumerate(found.leaves):
@@ -78,32 +101,50 @@ def _sums(found: Pullback, cotangents: PyTree, wanted: _Wanted) -> Sums:
         dtype = trees.score_dtype(leaf)
         wide = lambda x, dtype=dtype: x.astype(dtype) if trees.is_float(x) else x
         own = [site for site in found.tapped.sites if site.leaf == i]
-        if i in found.tapped.direct:
-            pairs.append(wanted.totals(wanted.of(wide(deltas.leaves[i]))))
+        if i in skip:
+            pairs.append((jnp.zeros(leaf.shape, dtype),) * 2)
+        elif i in found.tapped.direct:
+            each = wanted.of(wide(deltas.leaves[i]))
+            if i in bends.leaves:
+                each = each + wide(bends.leaves[i])
+            pairs.append(wanted.totals(each))
         elif own:
             captured = [wide(found.captures[site.key]) for site in own]
             arrived = [wide(deltas.sites[site.key]) for site in own]
-            pairs.append(_of_sites(own, captured, arrived, wanted))
+            bend = bends.sites.get(own[0].key)
+            pairs.append(_of_sites(own, captured, arrived, wanted, bend))
         else:  # the model does not read it
             pairs.append((jnp.zeros(leaf.shape, dtype),) * 2)
     return Sums([p[0] for p in pairs], [p[1] for p in pairs] if wanted.second else None)
 
 
-def _of_sites(own: list[Site], captured: _Arrays, deltas: _Arrays, wanted: _Wanted) -> _Pair:
+def _of_sites(
+    own: list[Site],
+    captured: _Arrays,
+    deltas: _Arrays,
+    wanted: _Wanted,
+    bend: jax.Array | None,
+) -> _Pair:
     site = own[0]
     if len(own) > 1 or not site.origin.injective:
         return _by_chunks(own, captured, deltas, wanted, _in_leaf)
     if site.primitive == "gather" and all(kind == "constant" for _, kind in site.origin.loops):
         pair = _of_rows(site, captured[0], deltas[0], wanted)
     elif site.primitive != "gather" and algebra.letters(site).positions == 1:
-        pair = _of_rank_one(site, captured[0], deltas[0], wanted)
+        pair = _of_rank_one(site, captured[0], deltas[0], wanted, bend)
     else:
-        pair = _by_chunks(own, captured, deltas, wanted, _in_letters)
+        pair = _by_chunks(own, captured, deltas, wanted, _in_letters, bend)
     first, second = (None if x is None else algebra.weight_of(site, x) for x in pair)
     return first, second
 
 
-def _of_rank_one(site: Site, captured: jax.Array, deltas: jax.Array, wanted: _Wanted) -> _Pair:
+def _of_rank_one(
+    site: Site,
+    captured: jax.Array,
+    deltas: jax.Array,
+    wanted: _Wanted,
+    bend: jax.Array | None,
+) -> _Pair:
     """`sum_n a_ni^2 (sum_k d_kno^2)`: one matrix product on squares."""
     names = algebra.letters(site)
     rule = f"n{names.inputs},n{names.deltas}->{names.weight}"
@@ -111,8 +152,18 @@ def _of_rank_one(site: Site, captured: jax.Array, deltas: jax.Array, wanted: _Wa
     if not wanted.linear:
         a = a * a
     bent = wanted.of(d)
+    if bend is not None:
+        bent = bent + algebra.deltas_of(site, bend).astype(bent.dtype)
     more = jnp.einsum(rule, a * a, bent * bent) if wanted.second else None
     return jnp.einsum(rule, a, bent), more
+
+
+def sums_at_site(site: Site, captured: jax.Array, bend: jax.Array, second: bool) -> _Pair:
+    """Sums of h_n from the curvature at a site's output alone, one position an example."""
+    none = jnp.zeros((0, *bend.shape), bend.dtype)
+    pair = _of_rank_one(site, captured, none, _Wanted(None, False, second), bend)
+    first, more = (None if x is None else algebra.weight_of(site, x) for x in pair)
+    return first, more
 
 
 def _of_rows(site: Site, captured: jax.Array, deltas: jax.Array, wanted: _Wanted) -> _Pair:
@@ -162,6 +213,7 @@ def _by_chunks(
     deltas: _Arrays,
     wanted: _Wanted,
     gradients: Callable[[list[Site], _Arrays, _Arrays], jax.Array],
+    bend: jax.Array | None = None,
 ) -> _Pair:
     """Per-example gradients of a few examples at a time, squared and summed at once.
 
@@ -184,8 +236,11 @@ def _by_chunks(
         cut = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, start, chunk, axis)
         a, d = [cut(x, 0) for x in captured], [cut(x, 1) for x in deltas]
         here = wanted if wanted.signs is None else wanted._replace(signs=cut(wanted.signs, 1))
+        more: Any = 0
+        if bend is not None:
+            more = _in_letters(own, [x * x for x in a], [cut(bend, 0)[None].astype(d[0].dtype)])[0]
         if not by_column:
-            return here.totals(here.of(gradients(own, a, d)))
+            return here.totals(here.of(gradients(own, a, d)) + more)
 
         def column(total: jax.Array, j: jax.Array) -> tuple[jax.Array, None]:
             pick = lambda x: jax.lax.dynamic_slice_in_dim(x, j, 1, 0)
@@ -193,7 +248,7 @@ def _by_chunks(
             return total + one.of(gradients(own, a, [pick(x) for x in d])), None
 
         zero = jnp.zeros((chunk, *shape.shape[2:]), shape.dtype)
-        return here.totals(jax.lax.scan(column, zero, jnp.arange(k))[0])
+        return here.totals(jax.lax.scan(column, zero, jnp.arange(k))[0] + more)
 
     if chunk == n:
         return sums(jnp.int32(0))

@@ -22,7 +22,7 @@ from jaxprune.pooling import Window, pool
 from jaxprune.types import Apply, Params, PyTree
 
 _SAME_VALUE = ("convert_element_type", "copy", "copy_p", "reduce_precision")
-_MOVES = ("transpose", "reshape", "squeeze", "expand_dims", "rev", "slice", "broadcast_in_dim")
+MOVES = ("transpose", "reshape", "squeeze", "expand_dims", "rev", "slice", "broadcast_in_dim")
 _BROADCASTING = ("add", "sub", "mul", "div", "add_any")
 Key = tuple[int, ...]
 
@@ -88,10 +88,17 @@ class Site(NamedTuple):
 
 
 class Taps(NamedTuple):
-    """What is added: to the output of every site, and to every parameter tapped itself."""
+    """What is added: to the output of every site, to every parameter tapped itself, to variables.
+
+    Attributes:
+      sites: by the key of the site.
+      leaves: by the index of the parameter.
+      variables: by number, variables of the program's own equations; none by default.
+    """
 
     sites: dict[Key, Any]
     leaves: dict[int, Any]
+    variables: dict[int, Any]
 
 
 class Tapped(NamedTuple):
@@ -99,19 +106,23 @@ class Tapped(NamedTuple):
 
     Attributes:
       program: the model as equations.
+      count: how many of its arguments are parameters; the others are inputs.
       sites: where parameters enter layers, in the order of evaluation, all uses of a parameter.
       direct: the parameters that are tapped themselves, because something else reads them too.
       slow: those among them whose uses are more than sums and products with what they broadcast to.
       zeros: taps that change nothing.
       run: `(params leaves, inputs, taps) -> (outputs, captured inputs by key)`.
+      run_all: the same, and the value of every variable.
     """
 
     program: Program
+    count: int
     sites: tuple[Site, ...]
     direct: tuple[int, ...]
     slow: tuple[int, ...]
     zeros: Taps
     run: Callable[[list[Any], PyTree, Taps], tuple[PyTree, dict[Key, Any]]]
+    run_all: Callable[[list[Any], PyTree, Taps], tuple[PyTree, dict[Key, Any], list[Any]]]
 
 
 def tap(apply: Apply, params: Params, inputs: PyTree) -> Tapped:
@@ -135,17 +146,22 @@ def tap(apply: Apply, params: Params, inputs: PyTree) -> Tapped:
     zeros = Taps(
         {site.key: jnp.zeros(site.output.shape, site.output.dtype) for site in sites},
         {i: jnp.zeros(leaves[i].shape, leaves[i].dtype) for i in sorted(direct)},
+        {},
     )
     structure = jax.tree.structure(shapes)
 
-    def run(params: list[Any], inputs: PyTree, taps: Taps) -> tuple[PyTree, dict[Key, Any]]:
+    def run_all(params: list[Any], inputs: PyTree, taps: Taps) -> Any:
         moved = [leaf + taps.leaves[i] if i in direct else leaf for i, leaf in enumerate(params)]
         args = [*moved, *jax.tree.leaves(inputs)]
-        values, captures = _run(program, sites, args, taps.sites)
+        values, captures = _run(program, sites, args, taps.sites, taps.variables)
         outs = [equations.read(values, v) for v in program.outputs]
-        return jax.tree.unflatten(structure, outs), captures
+        return jax.tree.unflatten(structure, outs), captures, values
 
-    return Tapped(program, sites, tuple(sorted(direct)), tuple(sorted(slow)), zeros, run)
+    def run(params: list[Any], inputs: PyTree, taps: Taps) -> tuple[PyTree, dict[Key, Any]]:
+        return run_all(params, inputs, taps)[:2]
+
+    ordered = tuple(sorted(direct)), tuple(sorted(slow))
+    return Tapped(program, len(leaves), sites, *ordered, zeros, run, run_all)
 
 
 class _Found(NamedTuple):
@@ -220,7 +236,7 @@ def _moved(program: Program, equation: Equation, source: Origin | None) -> Origi
     before, after = program.shapes[operand], program.shapes[equation.results[0]]
     if equation.name in _SAME_VALUE:
         return source if jnp.issubdtype(after.dtype, jnp.floating) else None
-    if equation.name not in _MOVES:
+    if equation.name not in MOVES:
         return None
     stacked = sum(kind == "slices" for _, kind in source.loops)
     step = Step(equation.primitive, equation.params, before.shape, stacked)
@@ -272,7 +288,11 @@ def _takes_rows(equation: Equation) -> bool:
 
 
 def _run(
-    program: Program, sites: tuple[Site, ...], args: list[Any], taps: dict[Key, Any]
+    program: Program,
+    sites: tuple[Site, ...],
+    args: list[Any],
+    taps: dict[Key, Any],
+    variables: dict[int, Any],
 ) -> tuple[list[Any], dict[Key, Any]]:
     """Evaluate with taps added; the keys of `sites` are relative to this program."""
     here = {site.key[0]: site for site in sites if len(site.key) == 1}
@@ -280,6 +300,13 @@ def _run(
     captures: dict[Key, Any] = {}
 
     def hook(index: int, equation: Equation, operands: list[Any]) -> list[Any] | None:
+        if any(v in variables for v in equation.results):
+            outs = results(index, equation, operands) or equations.apply(equation, operands)
+            added = zip(equation.results, outs, strict=True)
+            return [out + variables[v] if v in variables else out for v, out in added]
+        return results(index, equation, operands)
+
+    def results(index: int, equation: Equation, operands: list[Any]) -> list[Any] | None:
         if index in here:
             site = here[index]
             captures[index,] = operands[1 - site.side]
@@ -319,7 +346,7 @@ def _run_scan(
 
     def step(carried: list[Any], rest: Any) -> Any:
         xs, taps_now = rest
-        values, captures = _run(body, sites, [*fixed, *carried, *xs], taps_now)
+        values, captures = _run(body, sites, [*fixed, *carried, *xs], taps_now, {})
         outs = [equations.read(values, v) for v in body.outputs]
         return outs[:carry], (outs[carry:], captures)
 

@@ -22,7 +22,9 @@ def test_exact_diagonal_is_the_diagonal_of_the_hessian(name, x64):
     second = flat(problem.params, diagonal.second_moment)
     assert_near(second, (per_example**2).mean(0), jnp.float64)
     assert diagonal.is_hessian
-    assert diagonal.fallback_paths == ()
+    # A weight that a smooth network reads again after it has bent what it made.
+    slow = {"scan_rnn": ("0", "1"), "tied_net": ("shared",)}
+    assert diagonal.fallback_paths == slow.get(name, ())
 
 
 @pytest.mark.parametrize("name", ["tanh_mlp", "batch_norm_net"])
@@ -53,7 +55,7 @@ def _only_reverse(x):
 _only_reverse.defvjp(lambda x: (jnp.tanh(x), jnp.tanh(x)), lambda y, ct: (ct * (1 - y * y),))
 
 
-def test_without_a_forward_derivative_the_mean_is_still_exact_and_the_leaves_are_named(x64):
+def test_a_model_without_a_forward_derivative_has_an_exact_diagonal_too(x64):
     problem = tanh_mlp(jnp.float64)
 
     def apply(params, x):
@@ -61,12 +63,12 @@ def test_without_a_forward_derivative_the_mean_is_still_exact_and_the_leaves_are
         return hidden @ params["head"]["kernel"] + params["head"]["bias"]
 
     diagonal = jp.curvature.exact_diagonal(apply, problem.loss)(problem.params, problem.batch)
-    truth = dense("tanh_mlp").diagonals.mean(0)
-    assert_near(flat(problem.params, diagonal.mean), truth, jnp.float64)
-    assert diagonal.second_moment is None
+    truth = dense("tanh_mlp").diagonals
+    assert_near(flat(problem.params, diagonal.mean), truth.mean(0), jnp.float64)
+    second = flat(problem.params, diagonal.second_moment)
+    assert_near(second, (truth**2).mean(0), jnp.float64)
     assert diagonal.is_hessian
-    # The head lies after the custom_vjp, so its own forward derivatives exist.
-    assert diagonal.fallback_paths == ("hidden/bias", "hidden/kernel")
+    assert diagonal.fallback_paths == ()
 
 
 @pytest.mark.parametrize("error", [TypeError, NotImplementedError])
