@@ -15,6 +15,7 @@ from jaxprune import (
     trees,
     types,
 )
+from jaxprune.pooling import max_pool
 from jaxprune.prune import iterative, one_shot
 from jaxprune.reporting import report
 from jaxprune.transforms import (
@@ -44,6 +45,7 @@ __all__ = [
     "freeze_random",
     "iterative",
     "mask_of",
+    "max_pool",
     "one_shot",
     "prune_gradually",
     "report",

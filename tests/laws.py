@@ -91,6 +91,12 @@ SALIENCIES: dict[str, SaliencyRow] = {
         _of(curvature.gauss_newton_diagonal, saliency.optimal_brain_damage),
         lambda t: _damage(t, t.gauss_newton),
     ),
+    "obd, true fisher": SaliencyRow(
+        lambda p: saliency.optimal_brain_damage(
+            curvature.true_fisher_diagonal(p.apply, curvature.categorical)
+        ),
+        lambda t: _damage(t, t.gauss_newton),  # its loss is softmax cross-entropy
+    ),
     "obd, hutchinson": SaliencyRow(
         _of(curvature.hutchinson_diagonal, saliency.optimal_brain_damage, key=_key, probes=3), None
     ),
@@ -100,6 +106,9 @@ SALIENCIES: dict[str, SaliencyRow] = {
     "obd-sd, gradient variance": SaliencyRow(
         _of(curvature.gradient_moments, _sd("gradient_variance")),
         lambda t: t.weights**2 * t.gradients.var(0) / 2,
+    ),
+    "wanda": SaliencyRow(  # its double is in saliency/test_wanda.py
+        lambda p: saliency.wanda(p.apply), None
     ),
     "obd-sd, input spread": SaliencyRow(  # its double is in curvature/test_layers.py
         _of(curvature.layer_moments, _sd("input_spread")), None

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(jaxprune.__file__).parent
 # Earlier stages first; those of one line do not know each other.
 STAGES = [
     {"types"},
-    {"trees"},
+    {"trees", "pooling"},
     {"objective"},
     {"jaxpr"},
     {"saliency", "curvature", "select", "schedule", "structure", "quantize"},

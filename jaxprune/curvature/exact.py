@@ -9,7 +9,12 @@ import jax.numpy as jnp
 
 from jaxprune import objective, trees
 from jaxprune.curvature.basis import leaf_diagonal
-from jaxprune.curvature.examples import check_positive, mean_over_examples, widened
+from jaxprune.curvature.examples import (
+    check_positive,
+    mean_over_examples,
+    widened,
+    with_mean_only,
+)
 from jaxprune.curvature.gauss_newton import as_diagonal, columns_like
 from jaxprune.curvature.residual import Bend, residual_bends, watched
 from jaxprune.curvature.roots import MOST_OUTPUTS, Root, output_factor
@@ -19,6 +24,7 @@ from jaxprune.jaxpr.chains import single_reads
 from jaxprune.jaxpr.linear import linear_leaves
 from jaxprune.jaxpr.pullback import Pullback, pull_back
 from jaxprune.jaxpr.sites import letters
+from jaxprune.jaxpr.taps import Taps
 from jaxprune.types import Apply, Batch, Curvature, Diagonal, Loss, Params, PyTree
 
 
@@ -86,8 +92,10 @@ def exact_diagonal(
                 linear = linear_leaves(apply, whole, inputs)
                 found = pull_back(apply, whole, inputs, watched)
                 by_root = root is not None or _outputs(found) <= MOST_OUTPUTS
-                split = _ways(found, loss, targets, linear, by_root)
-                total = _by_columns(found, loss, root, targets, split, second_moment)
+                smooth = not all(linear[i] for i in places)
+                pulled = _pulled(found, loss, root, targets, smooth) if by_root else None
+                split = _ways(found, linear, pulled)
+                total = _by_columns(found, pulled, split, second_moment)
                 for i in split.units:
                     itself = i in found.tapped.direct
                     by = diagonal_by_entries if itself else diagonal_by_units
@@ -108,7 +116,11 @@ def exact_diagonal(
     def columns(outputs: PyTree, targets: PyTree) -> int:
         return sum(y.size // y.shape[0] for y in jax.tree.leaves(outputs)) + 1
 
-    return mean_over_examples(apply, sums, columns, microbatch)
+    curvature = mean_over_examples(apply, sums, columns, microbatch)
+    if not second_moment:
+        return curvature
+    options: Any = {"root": root, "microbatch": microbatch, "chunk": chunk}
+    return with_mean_only(curvature, exact_diagonal(apply, loss, second_moment=False, **options))
 
 
 class _Ways(NamedTuple):
@@ -129,20 +141,44 @@ def _put(total: Sums, place: int, pair: tuple[Any, Any]) -> None:
         total.second[place] = pair[1]
 
 
-def _ways(
-    found: Pullback, loss: Loss, targets: PyTree, linear: tuple[bool, ...], by_root: bool
-) -> _Ways:
+class _Pulled(NamedTuple):
+    """Deltas of a root's columns, and of the loss itself, from one pull-back of both."""
+
+    columns: Taps
+    signs: jax.Array | None
+    slopes: dict[int, jax.Array]
+
+
+def _pulled(
+    found: Pullback, loss: Loss, root: Root | None, targets: PyTree, smooth: bool
+) -> _Pulled:
+    columns, signs = output_factor(loss, root, found.outputs, targets)
+    n, weights = columns.shape[0], None if signs is None else signs.T
+    if not smooth:
+        return _Pulled(found.pull(columns_like(columns, found.outputs)), weights, {})
+    total = lambda y: jnp.sum(objective.check_losses(loss(y, targets), n))
+    slope = jax.grad(total)(found.outputs)
+    cotangents = columns_like(columns, found.outputs)
+    both = jax.tree.map(lambda c, s: jnp.concatenate([c, s[None]]), cotangents, slope)
+    deltas = found.pull(both)
+    slopes = {v: delta[-1] for v, delta in deltas.variables.items()}
+    squared = jax.tree.map(lambda d: d[:-1], deltas._replace(variables={}))
+    return _Pulled(squared, weights, slopes)
+
+
+def _ways(found: Pullback, linear: tuple[bool, ...], pulled: _Pulled | None) -> _Ways:
     """Which way each floating leaf takes."""
-    tapped = found.tapped
+    tapped, by_root = found.tapped, pulled is not None
     float_leaves = [i for i, leaf in enumerate(found.leaves) if trees.is_float(leaf)]
     smooth = [i for i in float_leaves if not (linear[i] and by_root) and found.leaves[i].size]
     if not smooth:
         return _Ways(Bends({}, {}), (), ())
-    bends = residual_bends(found, _slopes(found, loss, targets)) if by_root else {}
+    bends = {} if pulled is None else residual_bends(found, pulled.slopes)
     once = single_reads(tapped)
     sites: dict[Any, jax.Array] = {}
     leaves: dict[int, jax.Array] = {}
-    units, basis = [], []
+    units: list[int] = []
+    basis: list[int] = []
     for i in smooth:
         own = [site for site in tapped.sites if site.leaf == i]
         if not own and i not in tapped.direct:
@@ -171,22 +207,11 @@ def _readable(site: Any, bend: Bend) -> bool:
     return bend.whole or letters(site).positions == 1
 
 
-def _slopes(found: Pullback, loss: Loss, targets: PyTree) -> dict[int, jax.Array]:
-    """The gradient of each example's loss at the watched variables."""
-    n = jax.tree.leaves(found.outputs)[0].shape[0]
-    total = lambda y: jnp.sum(objective.check_losses(loss(y, targets), n))
-    slope = jax.tree.map(lambda s: s[None], jax.grad(total)(found.outputs))
-    return {v: delta[0] for v, delta in found.pull(slope).variables.items()}
-
-
-def _by_columns(
-    found: Pullback, loss: Loss, root: Root | None, targets: PyTree, split: _Ways, second: bool
-) -> Sums:
-    skip = frozenset((*split.units, *split.basis))
-    if all(i in skip for i, leaf in enumerate(found.leaves) if trees.is_float(leaf)):
+def _by_columns(found: Pullback, pulled: _Pulled | None, split: _Ways, second: bool) -> Sums:
+    if pulled is None:
         zeros = [jnp.zeros_like(leaf) for leaf in found.leaves if trees.is_float(leaf)]
         return Sums(zeros, list(zeros) if second else None)
-    columns, signs = output_factor(loss, root, found.outputs, targets)
-    cotangents = columns_like(columns, found.outputs)
-    signs = None if signs is None else signs.T
-    return sum_of_squares(found, cotangents, signs, second=second, bends=split.bends, skip=skip)
+    skip = frozenset((*split.units, *split.basis))
+    return sum_of_squares(
+        found, pulled.columns, pulled.signs, second=second, bends=split.bends, skip=skip
+    )

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune import objective, trees
 from jaxprune.jaxpr.equations import contains
 from jaxprune.jaxpr.examples import independent_examples
 from jaxprune.jaxpr.taps import tap
-from jaxprune.types import Apply, Batch, Params, PyTree
+from jaxprune.types import Apply, Batch, Curvature, Params, PyTree
 
 _CACHE_BYTES = 32 << 20  # of deltas at once on a CPU: what its last cache holds
 _DEVICE_BYTES = 1 << 30
@@ -36,6 +38,15 @@ def widened(params: Params) -> tuple[list[jax.Array], Callable[[list[Any]], Para
     """The real floating leaves in score precision: second derivatives in bfloat16 are noise."""
     leaves, merge, flags = objective.by_leaves(params)
     return [leaf.astype(trees.score_dtype(leaf)) for leaf in leaves], merge, flags
+
+
+def with_mean_only(curvature: Curvature, lean: Curvature) -> Curvature:
+    """A curvature that offers a cheaper one without second moments, as `curvature.mean_only`.
+
+    OBD asks for it, so that it does not pay for what it does not read.
+    """
+    curvature.mean_only = lean  # type: ignore[attr-defined]
+    return curvature
 
 
 class Plan(NamedTuple):
@@ -78,33 +89,54 @@ def mean_over_examples(
     add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
     divide = jax.jit(lambda total, n: jax.tree.map(lambda x: x / n, total), static_argnums=1)
 
+    @partial(jax.jit, static_argnums=(2, 3))
+    def whole(params: Params, batch: Batch, independent: bool, n: int) -> PyTree:
+        return jax.tree.map(lambda x: x / n, sums(params, batch, independent))
+
     def mean(params: Params, batch: Batch) -> PyTree:
         objective.split_batch(batch)
         n = objective.batch_size(batch)
-        batch = jax.tree.map(jnp.asarray, batch)
-        shapes = jax.tree.map(_abstract, (params, batch))
-        key = (jax.tree.structure(shapes), *((x.shape, x.dtype) for x in jax.tree.leaves(shapes)))
-        if key not in plans:
-            plans[key] = _plan(apply, shapes[0], shapes[1], columns, microbatch)
-        plan = plans[key]
+        plan = _planned(plans, apply, params, batch, columns, microbatch)
         size = plan.microbatch if plan.independent else n
-        cuts = range(0, n, size)
-        part = lambda i: jax.tree.map(lambda x: x[i : i + size], batch)
+        if size >= n:
+            return whole(params, batch, plan.independent, n)
+        batch = jax.tree.map(jnp.asarray, batch)
+        cut = lambda i: jax.tree.map(lambda x: x[i : i + size], batch)
+        parts = (cut(i) for i in range(0, n, size))
+        first = next(parts)
         if not trees.is_traced(params, batch):
-            total = run(params, part(0), plan.independent)
-            for i in cuts[1:]:
-                total = add(total, run(params, part(i), plan.independent))
-        elif len(cuts) <= _UNROLLED or contains(
-            lambda p, b: sums(p, b, plan.independent), "conv_general_dilated", params, part(0)
-        ):
-            total = sums(params, part(0), plan.independent)
-            for i in cuts[1:]:
-                total = jax.tree.map(jnp.add, total, sums(params, part(i), plan.independent))
+            total = run(params, first, plan.independent)
+            for part in parts:
+                total = add(total, run(params, part, plan.independent))
+            return divide(total, n)
+        one = lambda part: sums(params, part, plan.independent)
+        few = n <= _UNROLLED * size
+        if few or contains(lambda p, b: sums(p, b, True), "conv_general_dilated", params, first):
+            total = one(first)
+            for part in parts:
+                total = jax.tree.map(jnp.add, total, one(part))
         else:
-            total = _scanned(lambda b: sums(params, b, plan.independent), batch, size, n)
-        return divide(total, n)
+            total = _scanned(one, batch, size, n)
+        return jax.tree.map(lambda x: x / n, total)
 
     return mean
+
+
+def _planned(
+    plans: dict[Any, Plan],
+    apply: Apply,
+    params: Params,
+    batch: Batch,
+    columns: Columns,
+    microbatch: int | None,
+) -> Plan:
+    """The plan for these shapes, made once."""
+    leaves, structure = jax.tree.flatten((params, batch))
+    key = (structure, *((np.shape(x), trees.dtype_of(x)) for x in leaves))
+    if key not in plans:
+        shapes = jax.tree.map(_abstract, (params, batch))
+        plans[key] = _plan(apply, shapes[0], shapes[1], columns, microbatch)
+    return plans[key]
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:

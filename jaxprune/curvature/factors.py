@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,13 @@ def budget(dtype: jnp.dtype) -> int:
     """How many entries to work on at once: what a CPU's cache holds, or a small part of a GPU."""
     some = 4 << 20 if jax.default_backend() == "cpu" else 1 << 28
     return some // jnp.dtype(dtype).itemsize
+
+
+def some_at_once(function: Callable, xs: Any, most: int) -> Any:
+    """`vmap`, of at most so many at once in a loop; no loop where all fit."""
+    if jax.tree.leaves(xs)[0].shape[0] <= most:
+        return jax.vmap(function)(xs)
+    return jax.lax.map(function, xs, batch_size=most)
 
 
 class Factor(Protocol):
@@ -69,7 +76,8 @@ class Whole:
     @property
     def flat(self) -> jax.Array:
         """[n, d]."""
-        return self.gradients.reshape(self.gradients.shape[0], -1)
+        n, *shape = self.gradients.shape
+        return self.gradients.reshape(n, math.prod(shape))
 
     def times(self, vector: jax.Array) -> jax.Array:
         """`G v`, [n]."""
@@ -187,9 +195,9 @@ class Layer:
             return self.layout.to_leaf(jnp.einsum("nbi,nbo->bio", a, d))
         some = lambda part: jnp.sum(self._gradients(part) ** 2, axis=0)
         found = _each(some, self._few_outputs())  # [parts, b, i, o]
-        found = jnp.moveaxis(found, 0, 2)
-        found = found.reshape(*found.shape[:2], -1)[..., : self.deltas.shape[-1]]
-        return self.layout.to_leaf(found)
+        parts, b, i, each = found.shape
+        found = jnp.moveaxis(found, 0, 2).reshape(b, i, parts * each)
+        return self.layout.to_leaf(found[..., : self.deltas.shape[-1]])
 
     def _gradients(self, deltas: jax.Array) -> jax.Array:
         """[n, b, i, o] for some of the outputs."""
@@ -273,11 +281,11 @@ def _whole(
 
     def one(pair: tuple[list[jax.Array], list[jax.Array]]) -> jax.Array:
         parts = zip(own, *pair, strict=True)
-        return sum(algebra.gradients(s, a[None], d[None, None])[0, 0] for s, a, d in parts)
+        each = [algebra.gradients(s, a[None], d[None, None])[0, 0] for s, a, d in parts]
+        return sum(each[1:], each[0])
 
     reads = lambda s, a: a if s.primitive == "gather" else algebra.inputs_of(s, a)
     read = [jax.eval_shape(partial(reads, s), a) for s, a in zip(own, captured, strict=True)]
-    n = deltas[0].shape[0]
-    entries = math.prod(shape) + sum(x.size for x in (*read, *deltas)) // n
+    entries = math.prod(shape) + sum(x.size for x in (*read, *deltas)) // deltas[0].shape[0]
     most = max(1, budget(deltas[0].dtype) // max(1, entries))
-    return jax.lax.map(one, (captured, deltas), batch_size=min(n, most))
+    return some_at_once(one, (captured, deltas), most)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import objective, trees
-from jaxprune.curvature.examples import mean_over_examples, widened
+from jaxprune.curvature.examples import mean_over_examples, widened, with_mean_only
 from jaxprune.curvature.roots import Root, output_factor
 from jaxprune.curvature.rows import squares_of_rows
 from jaxprune.curvature.squares import Sums, sum_of_squares
@@ -85,7 +85,8 @@ def diagonal_from_factor(
                 columns, signs = factor(found.outputs, targets)
                 cotangents = columns_like(columns, found.outputs)
                 signs = None if signs is None else signs.T
-                total = sum_of_squares(found, cotangents, signs, second=second_moment)
+                deltas = found.pull(cotangents)
+                total = sum_of_squares(found, deltas, signs, second=second_moment)
                 slow = found.tapped.slow
             else:
                 outputs, pull = jax.vjp(lambda some: apply(merge(some), inputs), leaves)
@@ -100,7 +101,10 @@ def diagonal_from_factor(
     def columns(outputs: PyTree, targets: PyTree) -> int:
         return jax.eval_shape(factor, outputs, targets)[0].shape[2]
 
-    return mean_over_examples(apply, sums, columns, microbatch)
+    curvature = mean_over_examples(apply, sums, columns, microbatch)
+    if not second_moment:
+        return curvature
+    return with_mean_only(curvature, diagonal_from_factor(apply, factor, False, microbatch))
 
 
 def as_diagonal(

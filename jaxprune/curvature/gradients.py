@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxprune import objective, trees
-from jaxprune.curvature.examples import mean_over_examples, widened
+from jaxprune.curvature.examples import mean_over_examples, widened, with_mean_only
 from jaxprune.curvature.gauss_newton import diagonal_from_factor
 from jaxprune.curvature.likelihoods import Likelihood
 from jaxprune.curvature.rows import sums_of_rows
@@ -69,7 +69,10 @@ def fisher_diagonal(
         found = measure(params, batch)
         return Diagonal(found.mean, found.second_moment, False, found.fallback_paths)
 
-    return curvature
+    if not second_moment:
+        return curvature
+    lean = fisher_diagonal(apply, loss, second_moment=False, microbatch=microbatch)
+    return with_mean_only(curvature, lean)
 
 
 def true_fisher_diagonal(
@@ -154,7 +157,7 @@ def gradient_moments(
             if independent:
                 found = pull_back(apply, merge(leaves), inputs)
                 slopes = jax.tree.map(lambda s: s[None], _slopes(loss, found.outputs, targets))
-                total = sum_of_gradients(found, slopes)
+                total = sum_of_gradients(found, found.pull(slopes))
             else:
                 outputs, pull = jax.vjp(lambda some: apply(merge(some), inputs), leaves)
                 slopes = jax.tree.map(lambda s: s[None], _slopes(loss, outputs, targets))

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxprune.jaxpr import sites as algebra
@@ -178,7 +177,7 @@ def _forward(move: Move, x: jax.Array) -> jax.Array:
 
 def _backward(move: Move, x: jax.Array) -> jax.Array:
     if move.kind == "transpose":
-        return jnp.transpose(x, np.argsort(move.spec))
+        return jnp.transpose(x, [move.spec.index(a) for a in range(x.ndim)])
     if move.kind == "rev":
         return jnp.flip(x, move.spec)
     if move.kind == "slice":

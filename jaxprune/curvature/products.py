@@ -6,12 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxprune import objective, trees
-from jaxprune.types import Batch, Loss, Params, PyTree
+from jaxprune.curvature.examples import check_microbatch, mean_over_examples
+from jaxprune.types import Apply, Batch, Loss, Params, PyTree
+
+Product = Callable[[Params, Batch, PyTree], PyTree]
+"""`(params, batch, v) -> M v`."""
 
 
-def hvp(apply: Any, loss: Loss | None = None) -> Callable[[Params, Batch, PyTree], PyTree]:
+def hvp(apply: Any, loss: Loss | None = None, *, microbatch: int | None = None) -> Product:
     """Hessian-vector products, forward over reverse: `H v = d/dt grad(w + t v) at t = 0`.
 
     Costs about two gradients and no extra memory to speak of.
@@ -19,10 +24,15 @@ def hvp(apply: Any, loss: Loss | None = None) -> Callable[[Params, Batch, PyTree
     Args:
       apply: `(params, inputs) -> outputs`; or, without `loss`, a plain mean `loss(params, batch)`.
       loss: per-example losses.
+      microbatch: examples at once, or None: all. Needs `loss`; a model whose examples depend on
+        each other is taken whole.
 
     Returns:
       `(params, batch, v) -> H v`, H the Hessian of the mean loss; v and the result have the
       structure of `params`. Leaves that are not real floating-point give zeros.
+
+    Raises:
+      ValueError: v has another structure or shape; a microbatch of a plain loss, or below 1.
 
     References:
       Pearlmutter 1994, Fast Exact Multiplication by the Hessian.
@@ -34,18 +44,99 @@ def hvp(apply: Any, loss: Loss | None = None) -> Callable[[Params, Batch, PyTree
       Array([  6., 120.], dtype=float32)
     """
     mean_loss = objective.mean_loss(apply, loss)
+    if microbatch is not None and loss is None:
+        raise ValueError(
+            "`microbatch` needs per-example losses: a plain `loss(params, batch)` cannot say that "
+            "it is a mean over examples. Pass `(apply, loss)`."
+        )
 
-    @jax.jit
     def product(params: Params, batch: Batch, vector: PyTree) -> PyTree:
-        trees.check_like(params, vector, "vector")
-        leaves, merge, flags = objective.by_leaves(params)
-        tangents = [
-            v.astype(leaf.dtype)
-            for v, leaf in zip(trees.select_leaves(vector, flags), leaves, strict=True)
-        ]
+        leaves, merge, flags, tangents = _directions(params, vector)
         grad = jax.grad(lambda some: mean_loss(merge(some), batch))
         with jax.default_matmul_precision("highest"):
             turned = jax.jvp(grad, (leaves,), (tangents,))[1]
         return trees.replace_leaves(params, flags, turned, objective.zeros)
 
-    return product
+    return _in_parts(apply, product, microbatch)
+
+
+def gauss_newton_vp(apply: Apply, loss: Loss, *, microbatch: int | None = None) -> Product:
+    """Gauss-Newton-vector products, `G v = mean_n J_n' H_n J_n v`.
+
+    J_n is the Jacobian of example n's outputs and H_n the Hessian of its loss in them: one forward
+    derivative, a Hessian-vector product of the loss alone, one pull-back. That is about two
+    gradients for any number of outputs, no root is needed, and H need not be positive. In a
+    piecewise linear network G has the Hessian's blocks of single layers; the blocks between layers
+    differ by the curvature of the model, which vanishes where the loss is stationary.
+
+    Args:
+      apply: `(params, inputs) -> outputs`; examples may depend on each other. It must have forward
+        derivatives, so no `custom_vjp`.
+      loss: `(outputs, targets) -> [N]`.
+      microbatch: examples at once, or None: all. A model whose examples depend on each other is
+        taken whole.
+
+    Returns:
+      `(params, batch, v) -> G v`; v and the result have the structure of `params`. Leaves that are
+      not real floating-point give zeros.
+
+    Raises:
+      ValueError: v has another structure or shape; a missing or empty batch, a loss of the wrong
+        shape, `microbatch` < 1.
+
+    References:
+      Schraudolph 2002, Fast Curvature Matrix-Vector Products; Martens 2010, Deep Learning via
+      Hessian-free Optimization.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> product = gauss_newton_vp(lambda w, x: x @ w, lambda y, t: (y - t) ** 2)
+      >>> batch = (jnp.array([[1.0, 2.0]]), jnp.zeros(1))
+      >>> product(jnp.array([0.5, 0.5]), batch, jnp.array([1.0, 10.0]))  # 2 x x' v
+      Array([42., 84.], dtype=float32)
+    """
+
+    def product(params: Params, batch: Batch, vector: PyTree) -> PyTree:
+        leaves, merge, flags, tangents = _directions(params, vector)
+        inputs, targets = objective.split_batch(batch)
+        n = objective.batch_size(batch)
+        model = lambda some: apply(merge(some), inputs)
+        mean = lambda y: jnp.mean(objective.check_losses(loss(y, targets), n))
+        with jax.default_matmul_precision("highest"):
+            outputs, pull = jax.vjp(model, leaves)
+            moved = jax.jvp(model, (leaves,), (tangents,))[1]
+            bent = jax.jvp(jax.grad(mean), (outputs,), (moved,))[1]
+            (turned,) = pull(bent)
+        return trees.replace_leaves(params, flags, turned, objective.zeros)
+
+    return _in_parts(apply, product, microbatch)
+
+
+def _directions(
+    params: Params, vector: PyTree
+) -> tuple[list[Any], Callable[[list[Any]], Params], list[bool], list[Any]]:
+    """`objective.by_leaves`, and the vector at those leaves."""
+    trees.check_like(params, vector, "vector")
+    leaves, merge, flags = objective.by_leaves(params)
+    pairs = zip(trees.select_leaves(vector, flags), leaves, strict=True)
+    return leaves, merge, flags, [v.astype(leaf.dtype) for v, leaf in pairs]
+
+
+def _in_parts(apply: Apply, product: Product, microbatch: int | None) -> Product:
+    """A product that is a mean over examples, a microbatch at a time."""
+    check_microbatch(microbatch)
+    if microbatch is None:
+        return jax.jit(product)
+
+    def sums(pair: tuple[Params, PyTree], batch: Batch, independent: bool) -> PyTree:
+        n = objective.batch_size(batch)
+        found = product(pair[0], batch, pair[1])
+        return jax.tree.map(lambda x: n * x.astype(trees.score_dtype(x)), found)
+
+    both = lambda pair, inputs: apply(pair[0], inputs)
+    mean = mean_over_examples(both, sums, lambda outputs, targets: 1, microbatch)
+
+    def cast(leaf: Any, found: jax.Array) -> jax.Array:
+        return found.astype(trees.dtype_of(leaf)) if trees.is_float(leaf) else found
+
+    return lambda params, batch, vector: jax.tree.map(cast, params, mean((params, vector), batch))

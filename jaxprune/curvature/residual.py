@@ -86,8 +86,7 @@ class _Carry:
             return parts[0] if parts else None
         if not all(part.whole for part in parts):
             return _LOST  # two readers of one variable may meet again
-        total = sum(part.diagonal for part in parts)  # type: ignore[misc]
-        return Bend(total, True)
+        return Bend(sum(part.diagonal for part in parts), True)  # type: ignore[misc,arg-type]
 
     def send(self, variable: int, bend: Bend) -> None:
         self.arrived.setdefault(variable, []).append(bend)
@@ -214,7 +213,7 @@ class _Carry:
             first, second = self._derivatives(equation, variable)
             total = self.slopes[equation.results[0]] * second if below else jnp.zeros_like(first)
             if bend is not None:
-                total = total + first * first * bend.diagonal
+                total = total + first * first * bend.diagonal  # type: ignore[operator]
             gone = tuple(1 + a for a, size in enumerate(same) if total.shape[1 + a] != size)
             total = jnp.sum(total, axis=gone, keepdims=True)
             self.send(variable, Bend(total, whole))

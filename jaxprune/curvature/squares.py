@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from jaxprune import trees
 from jaxprune.jaxpr import sites as algebra
 from jaxprune.jaxpr.pullback import Pullback
-from jaxprune.jaxpr.taps import Site
-from jaxprune.types import PyTree
+from jaxprune.jaxpr.taps import Site, Taps
 
 _CHUNK_BYTES = 2 << 20  # per-example arrays worked on at once: they should stay in a cache
 
@@ -45,7 +44,11 @@ class _Wanted(NamedTuple):
 
     def of(self, gradients: jax.Array) -> jax.Array:
         """h [n, ...] from gradients [k, n, ...]."""
-        return gradients[0] if self.linear else self.weighed(gradients * gradients)
+        if self.linear:
+            return gradients[0]
+        if self.signs is None and gradients.shape[0] > 1:
+            return jnp.einsum("kn...,kn...->n...", gradients, gradients)
+        return self.weighed(gradients * gradients)
 
     def weighed(self, squares: jax.Array) -> jax.Array:
         """`sum_k signs_kn x_kn` of [k, n, ...]."""
@@ -64,7 +67,7 @@ _Arrays = list[jax.Array]
 
 def sum_of_squares(
     found: Pullback,
-    cotangents: PyTree,
+    deltas: Taps,
     signs: jax.Array | None,
     *,
     second: bool,
@@ -75,25 +78,24 @@ def sum_of_squares(
 
     Args:
       found: the model, linearised.
-      cotangents: c, a tree of [k, n, ...] like the outputs.
+      deltas: `found.pull(c)`, c a tree of [k, n, ...] like the outputs.
       signs: [k, n], or None for all one.
       second: sum the squares of h_n as well.
       bends: curvature to add at sites and leaves.
       skip: leaves that are not wanted; they get zeros.
     """
     wanted = _Wanted(signs, False, second)
-    return _sums(found, cotangents, wanted, bends or Bends({}, {}), skip)
+    return _sums(found, deltas, wanted, bends or Bends({}, {}), skip)
 
 
-def sum_of_gradients(found: Pullback, cotangents: PyTree) -> Sums:
-    """`h_n = J_n' c_n`, c a tree of [1, n, ...], and its square, summed over examples."""
-    return _sums(found, cotangents, _Wanted(None, True, True), Bends({}, {}), frozenset())
+def sum_of_gradients(found: Pullback, deltas: Taps) -> Sums:
+    """`h_n = J_n' c_n` and its square, summed over examples; `deltas` from a c of [1, n, ...]."""
+    return _sums(found, deltas, _Wanted(None, True, True), Bends({}, {}), frozenset())
 
 
 def _sums(
-    found: Pullback, cotangents: PyTree, wanted: _Wanted, bends: Bends, skip: frozenset[int]
+    found: Pullback, deltas: Taps, wanted: _Wanted, bends: Bends, skip: frozenset[int]
 ) -> Sums:
-    deltas = found.pull(cotangents)
     pairs: list[_Pair] = []
     for i, leaf in enumerate(found.leaves):
         if not trees.is_float(leaf):

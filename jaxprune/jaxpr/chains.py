@@ -40,7 +40,7 @@ def chains(tapped: Tapped) -> Chains:
     leaves = {site.leaf for site in tapped.sites} | set(tapped.direct)
     params = {v for i, v in enumerate(program.arguments) if i in leaves}
     active = _reached(program, params)
-    data = _reached(program, set(program.arguments[tapped.count :]))
+    data = _reached(program, set(program.arguments[tapped.parameters :]))
     root: dict[int, int] = {v: v for v in active}
     inner: set[int] = set()  # equations inside a cluster
     for index, equation in enumerate(program.equations):

@@ -134,7 +134,7 @@ def _scattered(
         cut = d.reshape(images // chunk, chunk, *d.shape[1:])
         found = lax.map(one, cut).reshape(images, *sizes, w.shape[-2])
     places = (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])
-    return jnp.transpose(found, np.argsort(places))
+    return jnp.transpose(found, [places.index(axis) for axis in range(len(places))])
 
 
 def _scatter(

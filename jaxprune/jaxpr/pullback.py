@@ -70,3 +70,16 @@ def pull_back(
     outputs, pull, (captures, values) = jax.vjp(run, zeros, has_aux=True)
     pull_all = jax.vmap(lambda cotangent: pull(cotangent)[0])
     return Pullback(tapped, leaves, outputs, captures, values, pull_all)
+
+
+def captured_inputs(
+    apply: Apply, params: Params, inputs: PyTree
+) -> tuple[Tapped, dict[Any, jax.Array]]:
+    """What every site reads, by key, [n, ...]: the forward pass alone."""
+    tapped = tap(apply, params, jax.tree.map(lambda x: x[:1], inputs))
+    leaves = jax.tree.leaves(params)
+
+    def single(example: PyTree) -> dict[Any, jax.Array]:
+        return tapped.run(leaves, jax.tree.map(lambda x: x[None], example), tapped.zeros)[1]
+
+    return tapped, jax.vmap(single)(inputs)

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from jaxprune.jaxpr import equations
 from jaxprune.jaxpr.convolution import convolve
 from jaxprune.jaxpr.equations import Equation, Program
-from jaxprune.jaxpr.spread import spread_out
-from jaxprune.pooling import Window, pool
+from jaxprune.jaxpr.faster import faster
 from jaxprune.types import Apply, Params, PyTree
 
 _SAME_VALUE = ("convert_element_type", "copy", "copy_p", "reduce_precision")
@@ -106,7 +105,7 @@ class Tapped(NamedTuple):
 
     Attributes:
       program: the model as equations.
-      count: how many of its arguments are parameters; the others are inputs.
+      parameters: how many of its arguments are parameters; the others are inputs.
       sites: where parameters enter layers, in the order of evaluation, all uses of a parameter.
       direct: the parameters that are tapped themselves, because something else reads them too.
       slow: those among them whose uses are more than sums and products with what they broadcast to.
@@ -116,7 +115,7 @@ class Tapped(NamedTuple):
     """
 
     program: Program
-    count: int
+    parameters: int
     sites: tuple[Site, ...]
     direct: tuple[int, ...]
     slow: tuple[int, ...]
@@ -316,7 +315,7 @@ def _run(
                 (out,) = equations.apply(equation, operands)
             return [out + taps[index,].astype(out.dtype)]
         if index not in deeper:
-            return _pooled(equation, operands) or spread_out(equation, operands)
+            return faster(equation, operands)
         inside = lambda keyed: {key[1:]: v for key, v in keyed.items() if key[0] == index}
         inner = tuple(s._replace(key=s.key[1:]) for s in sites if s.key[0] == index)
         outs, stacked = _run_scan(equation, inner, operands, inside(taps))
@@ -324,17 +323,6 @@ def _run(
         return outs
 
     return equations.evaluate(program, args, hook), captures
-
-
-def _pooled(equation: Equation, operands: list[Any]) -> list[Any] | None:
-    """Max-pooling with our own gradient; None for anything else."""
-    p = equation.params
-    if equation.name != "reduce_window_max" or {*p["base_dilation"], *p["window_dilation"]} != {1}:
-        return None
-    if not jnp.issubdtype(operands[0].dtype, jnp.floating):
-        return None
-    window = Window(p["window_dimensions"], p["window_strides"], tuple(map(tuple, p["padding"])))
-    return [pool(window, operands[0])]
 
 
 def _run_scan(

@@ -15,6 +15,7 @@ from jaxprune.types import Batch, Loss, Params, PyTree, Saliency, Scores
 def _mean_gradient(apply: Any, loss: Loss | None) -> Any:
     mean_loss = objective.mean_loss(apply, loss)
 
+    @jax.jit
     def means(params: Params, batch: Batch) -> PyTree:
         with jax.default_matmul_precision("highest"):
             return objective.gradient(mean_loss, params, batch)

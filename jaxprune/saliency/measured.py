@@ -28,7 +28,7 @@ def from_means(
     def score_sums(params: Params, stats: Stats) -> Scores:
         return score(params, jax.tree.map(lambda x: x / stats.count, stats.sums))
 
-    return Saliency(jax.jit(measure), jax.jit(score_sums))
+    return Saliency(measure, jax.jit(score_sums))
 
 
 def without_data(score: Callable[[Params], Scores]) -> Saliency:

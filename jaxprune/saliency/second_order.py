@@ -49,7 +49,8 @@ def optimal_brain_damage(curvature: Curvature) -> Saliency:
         _expect(diagonal, Diagonal, "Optimal Brain Damage", "jp.curvature.exact_diagonal(...)")
         return _halved(params, diagonal.mean)
 
-    return from_means(curvature, score)
+    # A curvature of ours offers its mean without the second moment, which this does not read.
+    return from_means(getattr(curvature, "mean_only", curvature), score)
 
 
 def fisher(curvature: Curvature) -> Saliency:

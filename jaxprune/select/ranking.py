@@ -24,7 +24,7 @@ def lowest(
     *,
     prunable: Predicate = trees.default_prunable,
     floor: int = 1,
-    output_axis: int = -1,
+    output_axis: int | Mapping[str, int] = -1,
 ) -> Selection:
     """Keep the highest scores: exactly `round(sparsity * n)` of n entries go, ties by index.
 
@@ -41,7 +41,8 @@ def lowest(
       floor: entries that every leaf keeps, its best ones. In the global scope they leave the
         ranking first and the total stays exact; in the others a leaf that would keep fewer is an
         error (inside jit, where nothing can be raised, it keeps `floor`).
-      output_axis: the axis of output units in the scope "output"; -1 as Flax stores kernels.
+      output_axis: the axis of output units in the scope "output"; -1 as Flax stores kernels. Or a
+        mapping from leaf names (-1 for others), such as `jp.saliency.output_axes` reads off.
 
     Returns:
       A `Selection`: `(params, scores, *, sparsity) -> Mask`, `sparsity` may be traced.
@@ -129,7 +130,7 @@ def rank_leaves(
     sparsity: Any,
     scope: Scope | Mapping[str, LeafSparsity],
     floor: int,
-    output_axis: int,
+    output_axis: int | Mapping[str, int],
 ) -> list[jax.Array]:
     """The masks of the prunable leaves, given their scores."""
     sizes = [leaf.size for leaf in scores]
@@ -144,7 +145,8 @@ def rank_leaves(
             _check_global(goes, sum(sizes), limit, floor, len(sizes))
             _check_reached("the tree", sum(gone), goes)
         return _global(scores, jnp.asarray(goes, trees.count_dtype(sum(sizes))), most)
-    axes = [_part_axes(leaf, scope, output_axis) for leaf in scores]
+    at = lambda name: output_axis if isinstance(output_axis, int) else output_axis.get(name, -1)
+    axes = [_part_axes(leaf, scope, at(n)) for n, leaf in zip(names, scores, strict=True)]
     parts = [math.prod(leaf.shape[a] for a in ax) for leaf, ax in zip(scores, axes, strict=True)]
     wanted = leaf_sparsities(names, [leaf.shape for leaf in scores], sparsity, scope)
     goes = counts.pruned_counts(wanted, parts)

@@ -26,7 +26,7 @@ def test_gauss_newton_is_jacobian_output_hessian_jacobian(name, x64):
     assert_near(flat(problem.params, diagonal.mean), truth.mean(0), jnp.float64, 1000)
     second = flat(problem.params, diagonal.second_moment)
     assert_near(second, (truth**2).mean(0), jnp.float64, 1000)
-    float_names = {leaf for leaf in dense(name).names}
+    float_names = set(dense(name).names)
     assert diagonal.is_hessian == all(problem.gauss_newton(leaf) for leaf in float_names)
 
 

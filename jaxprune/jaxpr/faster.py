@@ -1,4 +1,4 @@
-"""Broadcasting along leading axes, with a transpose that a CPU can vectorise."""
+"""Equations evaluated so that a CPU takes their derivative faster: max-pooling, broadcasting."""
 
 from __future__ import annotations
 
@@ -11,12 +11,29 @@ import numpy as np
 
 from jaxprune.jaxpr import equations
 from jaxprune.jaxpr.equations import Equation
+from jaxprune.pooling import Window, pool
 
 _WIDTH = 256  # entries of a row that is worth adding up as a whole
 _OPERATIONS = ("add", "sub", "mul", "div")
 
 
-def spread_out(equation: Equation, operands: list[Any]) -> list[Any] | None:
+def faster(equation: Equation, operands: list[Any]) -> list[Any] | None:
+    """The results of an equation that has a faster way, or None."""
+    return _pooled(equation, operands) or _spread_out(equation, operands)
+
+
+def _pooled(equation: Equation, operands: list[Any]) -> list[Any] | None:
+    """Max-pooling with our own gradient; None for anything else."""
+    p = equation.params
+    if equation.name != "reduce_window_max" or {*p["base_dilation"], *p["window_dilation"]} != {1}:
+        return None
+    if not jnp.issubdtype(operands[0].dtype, jnp.floating):
+        return None
+    window = Window(p["window_dimensions"], p["window_strides"], tuple(map(tuple, p["padding"])))
+    return [pool(window, operands[0])]
+
+
+def _spread_out(equation: Equation, operands: list[Any]) -> list[Any] | None:
     """A sum or product with a vector of channels, the vector spread explicitly; or None."""
     if equation.name not in _OPERATIONS or len(operands) != 2:
         return None
