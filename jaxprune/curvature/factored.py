@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import objective, trees
-from jaxprune.curvature import blocks as by_block
-from jaxprune.curvature.blocks import Blocks
+from jaxprune.curvature import fisher_blocks as by_block
 from jaxprune.curvature.examples import check_microbatch, widened
 from jaxprune.curvature.factors import Factor, Whole, of_nothing, of_sites, some_at_once
+from jaxprune.curvature.fisher_blocks import Blocks
 from jaxprune.jaxpr.examples import independent_examples
 from jaxprune.jaxpr.pullback import pull_back
 from jaxprune.types import Apply, Batch, Loss, Params, PyTree

@@ -151,7 +151,7 @@ class _Carry:
         name = equation.name
         if entrywise(equation):
             return self._through_entries(equation, own, bends[0])
-        linear = len(own) == 1 or name in ("concatenate", "dynamic_update_slice")
+        linear = len(own) == 1 or name in ("concatenate", "dynamic_update_slice", "stack")
         site = name in ("dot_general", "conv_general_dilated") and self._one_is_parameter(own)
         if len(bends) > 1 or not (linear or site):
             return self.lose(equation)

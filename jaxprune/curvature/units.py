@@ -93,7 +93,7 @@ def _rows(
     def losses(tap: jax.Array) -> jax.Array:
         def single(tap: jax.Array, example: Any) -> Any:
             one = jax.tree.map(lambda x: x[None], example)
-            outputs, _ = found.tapped.run(found.leaves, one, place(tap))
+            outputs, _ = found.tapped.run(found.leaves, one, place(tap), twice=True)
             return jax.tree.map(lambda y: y[0], outputs)
 
         outputs = jax.vmap(single)(tap, inputs)

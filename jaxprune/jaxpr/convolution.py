@@ -54,7 +54,7 @@ def convolve(equation: Equation, x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _plain_back(plain: Any, shape: tuple[int, ...], w: jax.Array, d: jax.Array) -> jax.Array:
-    zeros = jnp.zeros(shape, w.dtype)
+    zeros = jnp.zeros((d.shape[0], *shape[1:]), w.dtype)  # as many images as there are deltas
     return jax.linear_transpose(lambda x: plain(x, w), zeros)(d)[0]
 
 

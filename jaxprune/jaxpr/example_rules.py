@@ -230,6 +230,23 @@ def _concatenate(eqn: Any, states: list[State], n: int) -> list[State]:
     return [along(axis, _out(eqn), n)]
 
 
+def _stack(eqn: Any, states: list[State], n: int) -> list[State]:
+    place = eqn.params["axis"]
+    moved = lambda a: a + (a >= place)
+    axes = {a for s, shape in zip(states, shapes(eqn), strict=True)
+            if (a := axis_of(s, shape, n)) is not None}  # fmt: skip
+    if not axes:
+        full = frozenset(range(len(shapes(eqn)[0])))
+        return [Same(frozenset(map(moved, full.intersection(*map(same_axes, states)))))]
+    if len(axes) != 1 or any(isinstance(s, Same) and not axes <= s.axes for s in states):
+        raise Mixed
+    return [along(moved(axes.pop()), _out(eqn), n)]
+
+
+def _unstack(eqn: Any, states: list[State], n: int) -> list[State]:
+    return _kept(eqn, states, n, (eqn.params["axis"],))
+
+
 def _split(eqn: Any, states: list[State], n: int) -> list[State]:
     axis = axis_of(states[0], shapes(eqn)[0], n)
     if axis is None:
@@ -305,15 +322,11 @@ def _gather(eqn: Any, states: list[State], n: int) -> list[State]:
     return [along(numbers.offset_dims[inside.index(at)], _out(eqn), n)]
 
 
-def _unchanged(eqn: Any, states: list[State], n: int) -> list[State]:
-    return states
-
-
 RULES: dict[str, Callable[[Any, list[State], int], list[State]]] = {
     **dict.fromkeys(primitives.ELEMENTWISE, _elementwise),
     **dict.fromkeys(_REDUCTIONS, _reduction),
     **dict.fromkeys(_ALONG_ONE, _cumulative),
-    **dict.fromkeys(_UNCHANGED, _unchanged),
+    **dict.fromkeys(_UNCHANGED, lambda eqn, states, n: states),
     **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min"), _window),
     "broadcast_in_dim": _broadcast,
     "concatenate": _concatenate,
@@ -329,6 +342,8 @@ RULES: dict[str, Callable[[Any, list[State], int], list[State]]] = {
     "sort": _sort,
     "split": _split,
     "squeeze": _squeeze,
+    "stack": _stack,
     "top_k": _top_k,
     "transpose": _transpose,
+    "unstack": _unstack,
 }

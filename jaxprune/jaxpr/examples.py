@@ -76,13 +76,15 @@ def independent_examples(apply: Apply, params: Params, inputs: PyTree) -> bool:
     )
 
 
-def _numbers(closed: Any) -> Counter[float]:
+def _numbers(closed: Any) -> Counter[str]:
     """The floating-point numbers written into a jaxpr."""
     jaxpr = getattr(closed, "jaxpr", closed)
-    found: Counter[float] = Counter()
+    found: Counter[str] = Counter()
     for eqn in jaxpr.eqns:
         literals = [v.val for v in eqn.invars if isinstance(v, core.Literal)]
-        found.update(float(x) for x in literals if np.issubdtype(np.result_type(x), np.floating))
+        found.update(
+            str(float(x)) for x in literals if np.issubdtype(np.result_type(x), np.floating)
+        )
         for inner in equations.inner_jaxprs(eqn.params):
             found.update(_numbers(inner))
     return found

@@ -24,8 +24,8 @@ ELEMENTWISE = (SMOOTH | PIECEWISE_LINEAR | BILINEAR | FLAT) - {"argmax", "argmin
 MOVES = frozenset({
     "broadcast_in_dim", "concatenate", "dynamic_slice", "dynamic_update_slice", "expand_dims",
     "gather", "optimization_barrier", "pad", "pcast", "pvary", "reshape", "rev",
-    "select_and_gather_add", "sharding_constraint", "slice", "split", "squeeze", "transpose",
-    "unstack",
+    "select_and_gather_add", "sharding_constraint", "slice", "split", "squeeze", "stack",
+    "transpose", "unstack",
 })  # fmt: skip
 SUMS = frozenset({"cumsum", "reduce_sum", "reduce_window_sum", "scatter-add", "scatter_add"})
 EXTREMES = frozenset({

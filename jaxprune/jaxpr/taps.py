@@ -110,7 +110,8 @@ class Tapped(NamedTuple):
       direct: the parameters that are tapped themselves, because something else reads them too.
       slow: those among them whose uses are more than sums and products with what they broadcast to.
       zeros: taps that change nothing.
-      run: `(params leaves, inputs, taps) -> (outputs, captured inputs by key)`.
+      run: `(params leaves, inputs, taps) -> (outputs, captured inputs by key)`. With `twice=True`
+        it can be differentiated twice.
       run_all: the same, and the value of every variable.
     """
 
@@ -120,8 +121,8 @@ class Tapped(NamedTuple):
     direct: tuple[int, ...]
     slow: tuple[int, ...]
     zeros: Taps
-    run: Callable[[list[Any], PyTree, Taps], tuple[PyTree, dict[Key, Any]]]
-    run_all: Callable[[list[Any], PyTree, Taps], tuple[PyTree, dict[Key, Any], list[Any]]]
+    run: Callable[..., tuple[PyTree, dict[Key, Any]]]
+    run_all: Callable[..., tuple[PyTree, dict[Key, Any], list[Any]]]
 
 
 def tap(apply: Apply, params: Params, inputs: PyTree) -> Tapped:
@@ -149,15 +150,15 @@ def tap(apply: Apply, params: Params, inputs: PyTree) -> Tapped:
     )
     structure = jax.tree.structure(shapes)
 
-    def run_all(params: list[Any], inputs: PyTree, taps: Taps) -> Any:
+    def run_all(params: list[Any], inputs: PyTree, taps: Taps, twice: bool = False) -> Any:
         moved = [leaf + taps.leaves[i] if i in direct else leaf for i, leaf in enumerate(params)]
         args = [*moved, *jax.tree.leaves(inputs)]
-        values, captures = _run(program, sites, args, taps.sites, taps.variables)
+        values, captures = _run(program, sites, args, taps.sites, taps.variables, twice)
         outs = [equations.read(values, v) for v in program.outputs]
         return jax.tree.unflatten(structure, outs), captures, values
 
-    def run(params: list[Any], inputs: PyTree, taps: Taps) -> tuple[PyTree, dict[Key, Any]]:
-        return run_all(params, inputs, taps)[:2]
+    def run(params: list[Any], inputs: PyTree, taps: Taps, twice: bool = False) -> Any:
+        return run_all(params, inputs, taps, twice)[:2]
 
     ordered = tuple(sorted(direct)), tuple(sorted(slow))
     return Tapped(program, len(leaves), sites, *ordered, zeros, run, run_all)
@@ -292,6 +293,7 @@ def _run(
     args: list[Any],
     taps: dict[Key, Any],
     variables: dict[int, Any],
+    twice: bool,
 ) -> tuple[list[Any], dict[Key, Any]]:
     """Evaluate with taps added; the keys of `sites` are relative to this program."""
     here = {site.key[0]: site for site in sites if len(site.key) == 1}
@@ -309,7 +311,7 @@ def _run(
         if index in here:
             site = here[index]
             captures[index,] = operands[1 - site.side]
-            if site.primitive == "conv_general_dilated":
+            if site.primitive == "conv_general_dilated" and not twice:
                 out = convolve(equation, *operands)
             else:
                 (out,) = equations.apply(equation, operands)
@@ -318,7 +320,7 @@ def _run(
             return faster(equation, operands)
         inside = lambda keyed: {key[1:]: v for key, v in keyed.items() if key[0] == index}
         inner = tuple(s._replace(key=s.key[1:]) for s in sites if s.key[0] == index)
-        outs, stacked = _run_scan(equation, inner, operands, inside(taps))
+        outs, stacked = _run_scan(equation, inner, operands, inside(taps), twice)
         captures.update({(index, *key): value for key, value in stacked.items()})
         return outs
 
@@ -326,7 +328,11 @@ def _run(
 
 
 def _run_scan(
-    equation: Equation, sites: tuple[Site, ...], operands: list[Any], taps: dict[Key, Any]
+    equation: Equation,
+    sites: tuple[Site, ...],
+    operands: list[Any],
+    taps: dict[Key, Any],
+    twice: bool,
 ) -> tuple[list[Any], dict[Key, Any]]:
     consts, carry = equations.scan_sizes(equation.params)
     body = equations.flatten(equation.params["jaxpr"])
@@ -334,7 +340,7 @@ def _run_scan(
 
     def step(carried: list[Any], rest: Any) -> Any:
         xs, taps_now = rest
-        values, captures = _run(body, sites, [*fixed, *carried, *xs], taps_now, {})
+        values, captures = _run(body, sites, [*fixed, *carried, *xs], taps_now, {}, twice)
         outs = [equations.read(values, v) for v in body.outputs]
         return outs[:carry], (outs[carry:], captures)
 
