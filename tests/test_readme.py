@@ -53,6 +53,8 @@ def users_side(tmp_path_factory):
         "params": params,
         "initial_params": params,
         "fit": fit,
+        "mean_loss": lambda p: loss(model.apply(p, inputs), labels).mean(),
+        "jax": jax,
         "hidden": lambda name, leaf: name == "params/Dense_1/kernel",
         "folder": tmp_path_factory.mktemp("checkpoints"),
         "optax": optax,
@@ -73,6 +75,8 @@ def test_every_python_block_runs_and_does_what_it_says(users_side, capsys):
     kernels = space["sparse"].mask["params"]["Dense_1"]["kernel"].reshape(2, 4, 4)
     assert (kernels.sum(axis=1) == 2).all()
     assert jp.trees.drop(space["mask"]) == 0
+    assert space["diagonal"].is_hessian
+    assert space["diagonal"].fallback_paths == ()
     assert jax.tree.all(jax.tree.map(jnp.array_equal, space["restored"]["params"], space["params"]))
 
 

@@ -276,15 +276,10 @@ def _takes_rows(equation: Equation) -> bool:
     """True for a gather that looks up whole rows, entries of the first axis."""
     if equation.name != "gather":
         return False
-    numbers = equation.params["dimension_numbers"]
-    sizes = equation.params["slice_sizes"]
-    return (
-        numbers.start_index_map == (0,)
-        and numbers.collapsed_slice_dims == (0,)
-        and not numbers.operand_batching_dims
-        and not numbers.start_indices_batching_dims
-        and sizes[0] == 1
-    )
+    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    batched = numbers.operand_batching_dims or numbers.start_indices_batching_dims
+    rows = numbers.start_index_map == numbers.collapsed_slice_dims == (0,)
+    return rows and not batched and sizes[0] == 1
 
 
 def _run(
