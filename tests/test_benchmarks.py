@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -24,6 +26,21 @@ def test_the_threshold_benchmark_prints_its_table_and_saves_nothing_unasked():
     assert "k-th value" in printed
     assert "mask write alone" in printed
     assert (saved.read_text() if saved.exists() else None) == before
+
+
+@pytest.mark.parametrize(
+    ("only", "told"),
+    [
+        ("speed", "empirical"),
+        ("backpack", "BackPACK"),  # its rows, or why they are skipped
+        ("accuracy", "Spearman"),
+    ],
+)
+def test_the_curvature_benchmark_prints_its_tables_and_saves_nothing_unasked(only, told):
+    saved = lambda: {p.name: p.read_text() for p in (ROOT / "benchmarks/results").glob("curv*.md")}
+    before = saved()
+    assert told in run("benchmarks/curvature.py", "--quick", "--only", only)
+    assert saved() == before
 
 
 def test_a_call_that_does_three_times_the_work_takes_three_times_as_long():

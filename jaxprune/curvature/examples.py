@@ -49,6 +49,17 @@ def with_mean_only(curvature: Curvature, lean: Curvature) -> Curvature:
     return curvature
 
 
+def widened_inputs(params: Params, inputs: PyTree) -> PyTree:
+    """Floating inputs in score precision too, if parameters had to be widened."""
+    narrow = any(
+        trees.is_float(x) and trees.dtype_of(x).itemsize < 4 for x in jax.tree.leaves(params)
+    )
+    if not narrow:
+        return inputs
+    wide = lambda x: jnp.asarray(x).astype(trees.score_dtype(x)) if trees.is_float(x) else x
+    return jax.tree.map(wide, inputs)
+
+
 class Plan(NamedTuple):
     """How a batch is measured.
 
@@ -94,7 +105,8 @@ def mean_over_examples(
         return jax.tree.map(lambda x: x / n, sums(params, batch, independent))
 
     def mean(params: Params, batch: Batch) -> PyTree:
-        objective.split_batch(batch)
+        inputs, targets = objective.split_batch(batch)
+        batch = (widened_inputs(params, inputs), targets)
         n = objective.batch_size(batch)
         plan = _planned(plans, apply, params, batch, columns, microbatch)
         size = plan.microbatch if plan.independent else n
@@ -134,9 +146,13 @@ def _planned(
     leaves, structure = jax.tree.flatten((params, batch))
     key = (structure, *((np.shape(x), trees.dtype_of(x)) for x in leaves))
     if key not in plans:
-        shapes = jax.tree.map(_abstract, (params, batch))
-        plans[key] = _plan(apply, shapes[0], shapes[1], columns, microbatch)
+        wide = jax.eval_shape(lambda p: _whole(*widened(p)[:2]), params)
+        plans[key] = _plan(apply, wide, jax.tree.map(_abstract, batch), columns, microbatch)
     return plans[key]
+
+
+def _whole(leaves: list[jax.Array], merge: Callable[[list[Any]], Params]) -> Params:
+    return merge(leaves)
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:

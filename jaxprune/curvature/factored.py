@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxprune import objective, trees
 from jaxprune.curvature import fisher_blocks as by_block
-from jaxprune.curvature.examples import check_microbatch, widened
+from jaxprune.curvature.examples import check_microbatch, widened, widened_inputs
 from jaxprune.curvature.factors import Factor, Whole, of_nothing, of_sites, some_at_once
 from jaxprune.curvature.fisher_blocks import Blocks
 from jaxprune.jaxpr.examples import independent_examples
@@ -198,7 +198,9 @@ def factored_fisher(
     join = jax.jit(lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
 
     def measure(params: Params, batch: Batch) -> FactoredFisher:
-        inputs, _ = objective.split_batch(batch)
+        inputs, targets = objective.split_batch(batch)
+        inputs = widened_inputs(params, inputs)
+        batch = (inputs, targets)
         n = objective.batch_size(batch)
         batch = jax.tree.map(jnp.asarray, batch)
         leaves, structure = jax.tree.flatten(params)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import objective, trees
-from jaxprune.curvature.examples import check_positive, widened
+from jaxprune.curvature.examples import check_positive, widened, widened_inputs
 from jaxprune.types import Batch, Curvature, Diagonal, Loss, Params
 
 
@@ -46,23 +46,34 @@ def hutchinson_diagonal(
     mean_loss = objective.mean_loss(apply, loss)
 
     @jax.jit
-    def curvature(params: Params, batch: Batch) -> Diagonal:
-        leaves, merge, flags = widened(params)
+    def probe(params: Params, batch: Batch, key: jax.Array) -> list[jax.Array]:
+        """`z * (H z)` for one z."""
+        leaves, merge, _ = widened(params)
         grad = jax.grad(lambda some: mean_loss(merge(some), batch))
-
-        def probe(total: list[jax.Array], key: jax.Array) -> tuple[list[jax.Array], None]:
-            keys = jax.random.split(key, len(leaves))
-            signs = [
-                jax.random.rademacher(k, leaf.shape, leaf.dtype)
-                for k, leaf in zip(keys, leaves, strict=True)
-            ]
-            turned = jax.jvp(grad, (leaves,), (signs,))[1]
-            return [t + z * h for t, z, h in zip(total, signs, turned, strict=True)], None
-
-        zero = [jnp.zeros_like(leaf) for leaf in leaves]
+        keys = jax.random.split(key, len(leaves))
+        signs = [
+            jax.random.rademacher(k, leaf.shape, leaf.dtype)
+            for k, leaf in zip(keys, leaves, strict=True)
+        ]
         with jax.default_matmul_precision("highest"):
-            total, _ = jax.lax.scan(probe, zero, jax.random.split(key, probes))
+            turned = jax.jvp(grad, (leaves,), (signs,))[1]
+        return [z * h for z, h in zip(signs, turned, strict=True)]
+
+    add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
+
+    def curvature(params: Params, batch: Batch) -> Diagonal:
+        keys = jax.random.split(key, probes)
+        if isinstance(batch, tuple) and len(batch) == 2:
+            batch = (widened_inputs(params, batch[0]), batch[1])
+        if not trees.is_traced(params, batch, key):  # convolutions in a loop are slow on a CPU
+            total = probe(params, batch, keys[0])
+            for one in keys[1:]:
+                total = add(total, probe(params, batch, one))
+        else:
+            step = lambda total, one: (add(total, probe(params, batch, one)), None)
+            total = jax.lax.scan(step, probe(params, batch, keys[0]), keys[1:])[0]
         mean = [t / probes for t in total]
+        flags = objective.by_leaves(params)[2]
         return Diagonal(trees.replace_leaves(params, flags, mean, objective.zeros))
 
     return curvature

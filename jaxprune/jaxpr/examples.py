@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from jaxprune.jaxpr import equations
+from jaxprune import trees
+from jaxprune.jaxpr import equations, primitives
 from jaxprune.jaxpr.example_rules import (
     RULES,
     Along,
@@ -27,6 +28,8 @@ from jaxprune.types import Apply, Params, PyTree
 
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call",
           "custom_vjp_call", "custom_vjp_call_jaxpr")  # fmt: skip
+_SMALL = 4096
+_ANY_SIZE = primitives.ELEMENTWISE | {"broadcast_in_dim", "reshape"}
 
 
 def independent_examples(apply: Apply, params: Params, inputs: PyTree) -> bool:
@@ -62,7 +65,8 @@ def independent_examples(apply: Apply, params: Params, inputs: PyTree) -> bool:
         return False
     if n == 1:
         return True
-    if _numbers(single) != _numbers(closed):
+    from_data = [False] * len(jax.tree.leaves(params)) + [True] * len(leaves)
+    if _sizes_written(single, from_data) != _sizes_written(closed, from_data):
         return False  # such as a division by the size of the batch
     states: list[State] = [Same(frozenset()) for _ in jax.tree.leaves(params)]
     states += [Along(1, math.prod(x.shape[1:])) for x in leaves]
@@ -76,17 +80,36 @@ def independent_examples(apply: Apply, params: Params, inputs: PyTree) -> bool:
     )
 
 
-def _numbers(closed: Any) -> Counter[str]:
-    """The floating-point numbers written into a jaxpr."""
+def _sizes_written(closed: Any, data: Sequence[bool]) -> Counter[Any]:
+    """Numbers and shapes by which the size of a batch could enter what its examples meet.
+
+    Scalars written into the jaxpr, exponents, and shapes of what is computed without data, such as
+    a sum over ones. What is merely broadcast to the batch may have any size.
+    """
     jaxpr = getattr(closed, "jaxpr", closed)
-    found: Counter[str] = Counter()
+    known = dict(zip(jaxpr.invars, data, strict=True))
+    found: Counter[Any] = Counter()
+    for const in getattr(closed, "consts", ()):
+        if isinstance(const, np.ndarray | jax.Array) and not trees.is_traced(const):
+            small = const.size <= _SMALL and not jax.dtypes.issubdtype(
+                const.dtype, jax.dtypes.extended
+            )
+            found[np.asarray(const).tobytes() if small else const.shape] += 1
     for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
         literals = [v.val for v in eqn.invars if isinstance(v, core.Literal)]
-        found.update(
-            str(float(x)) for x in literals if np.issubdtype(np.result_type(x), np.floating)
-        )
-        for inner in equations.inner_jaxprs(eqn.params):
-            found.update(_numbers(inner))
+        found.update(str(x) for x in literals)
+        if name == "integer_pow":
+            found["power", eqn.params["y"]] += 1
+        reads = [not isinstance(v, core.Literal) and known.get(v, False) for v in eqn.invars]
+        known.update(dict.fromkeys(eqn.outvars, any(reads)))
+        inner = list(equations.inner_jaxprs(eqn.params))
+        for part in inner:
+            arguments = len(part.in_avals)
+            same = name in _CALLS and arguments == len(reads)
+            found.update(_sizes_written(part, reads if same else [any(reads)] * arguments))
+        if not (inner or any(reads) or name in _ANY_SIZE):
+            found[name, *(v.aval.shape for v in (*eqn.invars, *eqn.outvars))] += 1
     return found
 
 

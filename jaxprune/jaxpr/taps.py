@@ -277,9 +277,8 @@ def _takes_rows(equation: Equation) -> bool:
     if equation.name != "gather":
         return False
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
-    batched = numbers.operand_batching_dims or numbers.start_indices_batching_dims
     rows = numbers.start_index_map == numbers.collapsed_slice_dims == (0,)
-    return rows and not batched and sizes[0] == 1
+    return rows and not numbers.operand_batching_dims and sizes[0] == 1
 
 
 def _run(

@@ -60,6 +60,7 @@ LAYERS = {
     "conv, channels first": Layer(
         _conv("NCHW"), (4, 2, 3, 3), (N, 2, 5, 5), (1, 1), ((0,), (1,))
     ),
+    "weight transposed": Layer(lambda w, x: x @ w.T, (4, 3), (N, 3), (1, 1), ((0,), (1,))),
 }  # fmt: skip
 
 
@@ -119,6 +120,119 @@ def test_input_spread_is_what_the_mean_part_of_an_input_cannot_explain(name, x64
     assert_near(saliency(w, batch), expected, jnp.float64, 1000)
 
 
+def curvature_at(head, z, labels):
+    """[n, *z]: d^2 loss / dz^2 by Gauss-Newton, of a head that takes examples one by one."""
+    one = lambda v: head(v[None])[0]
+    jacobian = jax.vmap(jax.jacobian(one))(z)
+    loss = lambda y, t: softmax_loss(y[None], t[None])[0]
+    hessian = jax.vmap(jax.hessian(loss))(jax.vmap(one)(z), labels)
+    return jnp.einsum("nk...,nkl,nl...->n...", jacobian, hessian, jacobian)
+
+
+def drawn(*shape):
+    return jnp.asarray(np.random.default_rng(len(shape)).normal(size=shape) + 0.3)
+
+
+def measured(apply, w, x, labels):
+    found = jp.curvature.layer_moments(lambda p, x: apply(p["w"], x), softmax_loss)
+    return [moment["w"] for moment in found({"w": w}, (x, labels))]
+
+
+LABELS = jnp.array([0, 2, 1, 1, 0])
+
+
+def test_several_input_axes_each_have_their_own_moments(x64):
+    w, x, readout = drawn(2, 3, 4), drawn(N, 2, 3), drawn(4, 3)
+    layer = lambda w, x: jnp.einsum("nhk,hko->no", x, w)
+    head = lambda z: jnp.tanh(z) @ readout
+    mean, square, bend = measured(lambda w, x: head(layer(w, x)), w, x, LABELS)
+    whole = lambda v: np.broadcast_to(np.asarray(v)[:, :, None], w.shape)
+    assert_near(mean, whole(x.mean(0)), jnp.float64)
+    assert_near(square, whole((x**2).mean(0)), jnp.float64)
+    expected = curvature_at(head, layer(w, x), LABELS).mean(0)
+    assert_near(bend, np.broadcast_to(expected, w.shape), jnp.float64, 1000)
+
+
+def test_a_weight_for_each_head_has_the_moments_of_its_own_head(x64):
+    w, x, readout = drawn(2, 3, 4), drawn(N, 6, 2, 3), drawn(6 * 2 * 4, 3)
+    layer = lambda w, x: jnp.einsum("nthi,hio->ntho", x, w)
+    head = lambda z: jnp.tanh(z).reshape(z.shape[0], -1) @ readout / 4
+    mean, square, bend = measured(lambda w, x: head(layer(w, x)), w, x, LABELS)
+    whole = lambda v: np.broadcast_to(np.asarray(v)[:, :, None], w.shape)
+    assert_near(mean, whole(x.mean((0, 1))), jnp.float64)
+    assert_near(square, whole((x**2).mean((0, 1))), jnp.float64)
+    expected = curvature_at(head, layer(w, x), LABELS).sum(1).mean(0)
+    assert_near(bend, np.broadcast_to(expected[:, None], w.shape), jnp.float64, 1000)
+
+
+@pytest.mark.parametrize(("groups", "out"), [(2, 4), (4, 4), (4, 8)])
+def test_a_grouped_convolution_reads_the_channels_of_its_group(groups, out, x64):
+    own = 4 // groups
+    w, x, readout = drawn(3, own, out), drawn(N, 5, 4), drawn(5 * out, 3)
+
+    def layer(w, x):
+        return lax.conv_general_dilated(x, w, (1,), "SAME", feature_group_count=groups,
+                                        dimension_numbers=("NHC", "HIO", "NHC"))  # fmt: skip
+
+    head = lambda z: jnp.tanh(z).reshape(z.shape[0], -1) @ readout / 4
+    mean, square, bend = measured(lambda w, x: head(layer(w, x)), w, x, LABELS)
+    # Output channel o is of group o // (out // groups), whose inputs begin at group * own.
+    group = np.arange(out) // (out // groups)
+    reads = group[None, :] * own + np.arange(own)[:, None]
+    for found, power in ((mean, x), (square, x**2)):
+        expected = np.asarray(power.mean((0, 1)))[reads]
+        assert_near(found, np.broadcast_to(expected, w.shape), jnp.float64)
+    expected = curvature_at(head, layer(w, x), LABELS).sum(1).mean(0)
+    assert_near(bend, np.broadcast_to(expected, w.shape), jnp.float64, 1000)
+
+
+def test_recurrent_kernels_have_moments_over_time_steps(x64):
+    """By hand: the states that each kernel reads, and the curvature in each sum it adds to."""
+    problem = scan_rnn(jnp.float64)
+    (of_inputs, of_states, readout), (x, _) = problem.params, problem.batch
+    labels = LABELS % 2
+    steps = x.shape[1]
+
+    def run(shifts, x):
+        h, states = jnp.zeros((x.shape[0], 3)), []
+        for t in range(steps):
+            states.append(h)
+            h = jnp.tanh(x[:, t] @ of_inputs + h @ of_states + shifts[:, t])
+        return h @ readout, jnp.stack(states, axis=1)
+
+    zeros = jnp.zeros((N, steps, 3))
+    states = run(zeros, x)[1]
+    one = lambda shift, v: run(shift[None], v[None])[0][0]
+    jacobian = jax.vmap(jax.jacobian(one))(zeros, x)
+    loss = lambda y, t: softmax_loss(y[None], t[None])[0]
+    hessian = jax.vmap(jax.hessian(loss))(run(zeros, x)[0], labels)
+    bend = jnp.einsum("nkto,nkl,nlto->o", jacobian, hessian, jacobian) / N
+    found = jp.curvature.layer_moments(problem.apply, softmax_loss)(problem.params, (x, labels))
+    for i, read in enumerate((x, states)):
+        whole = lambda v: np.broadcast_to(np.asarray(v)[:, None], problem.params[i].shape)  # noqa: B023
+        assert_near(found.input_mean[i], whole(read.mean((0, 1))), jnp.float64)
+        assert_near(found.input_second_moment[i], whole((read**2).mean((0, 1))), jnp.float64)
+        expected = np.broadcast_to(bend, problem.params[i].shape)
+        assert_near(found.output_curvature[i], expected, jnp.float64, 1000)
+
+
+def test_layers_stacked_for_a_scan_have_the_moments_of_the_same_layers_apart(x64):
+    stacked, head, x = drawn(3, 4, 4) / 2, drawn(4, 3), drawn(N, 4)
+    layer = lambda h, w: (jnp.tanh(h @ w), None)
+    scanned = lambda p, x: lax.scan(layer, x, p[0])[0] @ p[1]
+
+    def apart(p, x):
+        for w in p[:-1]:
+            x, _ = layer(x, w)
+        return x @ p[-1]
+
+    together = jp.curvature.layer_moments(scanned, softmax_loss)((stacked, head), (x, LABELS))
+    each = jp.curvature.layer_moments(apart, softmax_loss)((*stacked, head), (x, LABELS))
+    for one, many in zip(together, each, strict=True):
+        assert_near(one[0], np.stack(many[:-1]), jnp.float64, 1000)
+        assert_near(one[1], many[-1], jnp.float64, 1000)
+
+
 def nan_leaves(params, batch, apply, loss):
     found = jp.curvature.layer_moments(apply, loss)(params, batch)
     leaves = [jp.trees.named_leaves(tree) for tree in found]
@@ -153,17 +267,27 @@ def apply_to(function):
     return lambda params, x: function(params["w"], x)
 
 
-def test_weights_out_of_sight_are_nan():
-    rnn = scan_rnn()
-    assert nan_leaves(rnn.params, rnn.batch, rnn.apply, rnn.loss) == {"0", "1"}
-    grouped = lambda params, x: lax.conv_general_dilated(
-        x, params["w"], (1,), "SAME", feature_group_count=2, dimension_numbers=("NHC", "HIO", "NHC")
-    )
-    batch = (jnp.ones((N, 4, 2)), jnp.ones((N, 4, 4)))
-    assert nan_leaves({"w": jnp.ones((3, 1, 4))}, batch, grouped, squared_loss) == {"w"}
-    two_axes = lambda params, x: jnp.einsum("nhk,hko->no", x, params["w"])
-    batch = (jnp.ones((N, 2, 3)), jnp.ones((N, 4)))
-    assert nan_leaves({"w": jnp.ones((2, 3, 4))}, batch, two_axes, squared_loss) == {"w"}
+SHARED = {  # (w, batch): the leaf is no weight of one layer, or of several
+    "looked up": (lambda w, x: jnp.tanh(w[x.astype(int)]), (4, 3), (N,)),
+    "scaled": (lambda w, x: x @ (2 * w), (3, 4), (N, 3)),
+    "broadcast": (lambda w, x: x @ jnp.broadcast_to(w[:, None], (3, 4)), (3,), (N, 3)),
+    "joined": (lambda w, x: x @ jnp.concatenate([w, w], axis=1), (3, 4), (N, 3)),
+    "inside a branch": (
+        lambda w, x: lax.cond(jnp.sum(w) > 0, lambda: x @ w, lambda: 2 * x @ w), (3, 4), (N, 3)
+    ),
+    "sliced into two layers": (
+        lambda w, x: jnp.tanh(x @ w[:, :4]) @ w[:, 4:].reshape(4, 3), (3, 8), (N, 3)
+    ),
+    "centred over the batch": (lambda w, x: (x - jnp.mean(x, 0)) @ w, (3, 4), (N, 3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_weights_out_of_sight_are_nan(name):
+    apply, weight, inputs = SHARED[name]
+    x = jnp.arange(np.prod(inputs, dtype=float)).reshape(inputs) / 4
+    targets = jnp.ones(jax.eval_shape(apply, jnp.ones(weight), x).shape)
+    assert nan_leaves({"w": jnp.ones(weight)}, (x, targets), apply_to(apply), squared_loss) == {"w"}
 
 
 def test_the_models_own_derivatives_are_used():
