@@ -156,14 +156,14 @@ def waiting(function: Function, *args: Any) -> Callable[[], Any]:
 
 
 def compared(one: Callable[[], Any], other: Callable[[], Any], most: int) -> measuring.Ratio:
-    """`most` pairs, or as many as fit a minute; 3 at least."""
+    """`most` pairs, or as many as fit 20 seconds; 3 at least."""
     times = []
     for call in (one, other):
         call()
         start = measuring.clock()
         call()
         times.append(max(measuring.clock() - start, 1e-6))
-    fit = 60 / (max(1, 0.05 / times[0]) * sum(times))  # a measurement is of 0.05 s at least
+    fit = 20 / (max(1, 0.05 / times[0]) * sum(times))  # a measurement is of 0.05 s at least
     return measuring.paired(one, other, max(3, min(most, int(fit))))
 
 
