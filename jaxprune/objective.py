@@ -106,6 +106,12 @@ def mean_loss(apply: Any, loss: Loss | None = None) -> MeanLoss:
     return checked
 
 
+def output_slopes(loss: Loss, outputs: PyTree, targets: PyTree) -> PyTree:
+    """The gradient of each example's loss in its outputs, [N, ...]."""
+    n = jax.tree.leaves(outputs)[0].shape[0]
+    return jax.grad(lambda y: jnp.sum(check_losses(loss(y, targets), n)))(outputs)
+
+
 def by_leaves(params: Params) -> tuple[list[Any], Callable[[list[Any]], Params], list[bool]]:
     """The real floating leaves, a function that puts such leaves back, and their flags.
 

@@ -153,11 +153,10 @@ def _pulled(
     found: Pullback, loss: Loss, root: Root | None, targets: PyTree, smooth: bool
 ) -> _Pulled:
     columns, signs = output_factor(loss, root, found.outputs, targets)
-    n, weights = columns.shape[0], None if signs is None else signs.T
+    weights = None if signs is None else signs.T
     if not smooth:
         return _Pulled(found.pull(columns_like(columns, found.outputs)), weights, {})
-    total = lambda y: jnp.sum(objective.check_losses(loss(y, targets), n))
-    slope = jax.grad(total)(found.outputs)
+    slope = objective.output_slopes(loss, found.outputs, targets)
     cotangents = columns_like(columns, found.outputs)
     both = jax.tree.map(lambda c, s: jnp.concatenate([c, s[None]]), cotangents, slope)
     deltas = found.pull(both)

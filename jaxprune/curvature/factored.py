@@ -220,13 +220,6 @@ def factored_fisher(
     return measure
 
 
-def _slopes(loss: Loss, outputs: PyTree, targets: PyTree) -> PyTree:
-    """The gradient of each example's loss in its outputs."""
-    n = jax.tree.leaves(outputs)[0].shape[0]
-    total = lambda y: jnp.sum(objective.check_losses(loss(y, targets), n))
-    return jax.grad(total)(outputs)
-
-
 def _factors(apply: Apply, loss: Loss, params: Params, batch: Batch) -> tuple[Factor, ...]:
     """Of independent examples; every array in them has examples in front."""
     inputs, targets = batch
@@ -234,7 +227,9 @@ def _factors(apply: Apply, loss: Loss, params: Params, batch: Batch) -> tuple[Fa
     n = objective.batch_size(batch)
     with jax.default_matmul_precision("highest"):
         found = pull_back(apply, merge(leaves), inputs)
-        slopes = jax.tree.map(lambda s: s[None], _slopes(loss, found.outputs, targets))
+        slopes = jax.tree.map(
+            lambda s: s[None], objective.output_slopes(loss, found.outputs, targets)
+        )
         deltas = jax.tree.map(lambda d: d[0], found.pull(slopes))
         factors: list[Factor] = []
         for i, leaf in enumerate(found.leaves):
@@ -260,7 +255,7 @@ def _gradients(apply: Apply, loss: Loss, params: Params, batch: Batch) -> tuple[
     leaves, merge, _ = widened(params)
     with jax.default_matmul_precision("highest"):
         outputs, pull = jax.vjp(lambda some: apply(merge(some), inputs), leaves)
-        slopes = _slopes(loss, outputs, targets)
+        slopes = objective.output_slopes(loss, outputs, targets)
 
         def gradient(n: jax.Array) -> list[jax.Array]:
             return pull(jax.tree.map(lambda s: jnp.zeros_like(s).at[n].set(s[n]), slopes))[0]

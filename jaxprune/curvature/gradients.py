@@ -59,7 +59,7 @@ def fisher_diagonal(
     """
 
     def factor(outputs: PyTree, targets: PyTree) -> tuple[jax.Array, None]:
-        slopes = jax.tree.leaves(_slopes(loss, outputs, targets))
+        slopes = jax.tree.leaves(objective.output_slopes(loss, outputs, targets))
         flat = [s.reshape(s.shape[0], -1) for s in slopes]
         return jax.numpy.concatenate(flat, axis=1)[:, :, None], None
 
@@ -156,21 +156,18 @@ def gradient_moments(
         with jax.default_matmul_precision("highest"):
             if independent:
                 found = pull_back(apply, merge(leaves), inputs)
-                slopes = jax.tree.map(lambda s: s[None], _slopes(loss, found.outputs, targets))
+                slopes = jax.tree.map(
+                    lambda s: s[None], objective.output_slopes(loss, found.outputs, targets)
+                )
                 total = sum_of_gradients(found, found.pull(slopes))
             else:
                 outputs, pull = jax.vjp(lambda some: apply(merge(some), inputs), leaves)
-                slopes = jax.tree.map(lambda s: s[None], _slopes(loss, outputs, targets))
+                slopes = jax.tree.map(
+                    lambda s: s[None], objective.output_slopes(loss, outputs, targets)
+                )
                 total = sums_of_rows(pull, slopes)
         fill = lambda new: trees.replace_leaves(params, flags, new, objective.zeros)
         assert total.second is not None
         return GradientMoments(fill(total.first), fill(total.second))
 
     return mean_over_examples(apply, sums, lambda outputs, targets: 1, microbatch)
-
-
-def _slopes(loss: Loss, outputs: PyTree, targets: PyTree) -> PyTree:
-    """The gradient of each example's loss in its outputs."""
-    n = jax.tree.leaves(outputs)[0].shape[0]
-    total = lambda y: jax.numpy.sum(objective.check_losses(loss(y, targets), n))
-    return jax.grad(total)(outputs)
