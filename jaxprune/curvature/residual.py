@@ -180,9 +180,7 @@ class _Carry:
     def _through_product(self, equation: Equation, own: list[int], bend: Bend) -> None:
         """To the data that meets a weight; the weight itself is read at the product's output."""
         for variable in own:
-            if variable not in self.chain.data:
-                continue
-            if not bend.whole:
+            if not bend.whole or variable not in self.chain.data:
                 self.send(variable, _LOST)
             else:
                 assert bend.diagonal is not None

@@ -19,7 +19,6 @@ _WRAPPERS = {
     "remat2": "jaxpr",
     "checkpoint": "jaxpr",
 }
-CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
 
 class Constant(NamedTuple):

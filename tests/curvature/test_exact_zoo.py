@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.linen import MultiHeadDotProductAttention
+from jax import lax
 
 import jaxprune as jp
 from jaxprune.curvature.residual import residual_bends, watched
@@ -145,6 +146,40 @@ def test_more_outputs_than_autodiff_takes_are_no_obstacle(x64):
     total = lambda v: jnp.mean(loss(logits(v), None))
     truth = np.diag(jax.hessian(total)(vector))
     assert_near(flat(params, found.mean), truth, jnp.float64, 1e4)
+
+
+def _image_of_weights(params, x):
+    """Convolutions of a parameter, the data being the kernel: no layer that taps know."""
+    numbers = ("NHC", "HIO", "NHC")
+    one = lambda k: lax.conv_general_dilated(
+        params["w"], k, (1,), "SAME", dimension_numbers=numbers
+    )
+    return jnp.tanh(jax.vmap(one)(x)[:, 0]).sum(axis=1) @ params["head"]
+
+
+def _low_rank(params, x):
+    return jnp.tanh(x[:, 0] @ (params["a"] @ params["b"])) @ params["head"]
+
+
+@pytest.mark.parametrize(
+    ("apply", "shapes"),
+    [
+        (_image_of_weights, {"w": (1, 5, 2), "head": (2, 3)}),
+        (_low_rank, {"a": (2, 2), "b": (2, 3), "head": (3, 3)}),
+    ],
+)
+def test_parameters_that_no_layer_reads_alone_are_exact_too(apply, shapes, x64):
+    rng = np.random.default_rng(0)
+    params = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+    net = Net(params, apply, (jnp.asarray(rng.normal(size=(N, 3, 2, 2))), jnp.array([0, 2, 1])))
+    if apply is _low_rank:
+        net = net._replace(batch=(net.batch[0][:, :, 0], net.batch[1]))
+    vector, logits = of_vector(net)
+    losses = lambda v: softmax_loss(logits(v), net.batch[1])
+    truth = np.einsum("npp->np", jax.jacfwd(jax.jacrev(losses))(vector))
+    found = jp.curvature.exact_diagonal(apply, softmax_loss)(params, net.batch)
+    assert_near(flat(params, found.mean), truth.mean(0), jnp.float64, 1e4)
+    assert_near(flat(params, found.second_moment), (truth**2).mean(0), jnp.float64, 1e4)
 
 
 READ_OFF = {  # leaves whose curvature is read off without a product a unit
