@@ -206,6 +206,8 @@ def test_counts_that_are_no_counts_are_named(value):
             apply, squared_loss, key=jax.random.key(0), probes=v),
     }  # fmt: skip
     for name, make in makes.items():
+        if name == "microbatch" and value is None:
+            continue  # as many as fit a cache
         with says(ValueError, f"`{name}`", "integer >= 1", f"got {value!r}"):
             make(value)
 
@@ -231,8 +233,7 @@ def test_more_outputs_than_autodiff_should_be_asked_for():
     for make in (curvature.gauss_newton_diagonal, curvature.layer_moments):
         with says(ValueError, "65 outputs", "up to 64", "Pass `root=`"):
             make(wide, squared_loss)(jnp.ones((3, 65)), batch)
-        with says(ValueError, "columns of shape [2, 65, C]" if make is curvature.layer_moments
-                  else "columns of shape [1, 65, C]", "got (65,)"):  # fmt: skip
+        with says(ValueError, "columns of shape [N, 65, C]", "got (65,)"):
             make(wide, squared_loss, root=lambda y, t: y[0])(jnp.ones((3, 65)), batch)
 
 

@@ -100,7 +100,7 @@ def output_factor(loss: Loss, root: Root | None, outputs: PyTree, targets: PyTre
         columns = root(outputs, targets)
         if columns.ndim != 3 or columns.shape[:2] != (n, k):
             raise ValueError(
-                f"`root(outputs, targets)` must return columns of shape [{n}, {k}, C], got "
+                f"`root(outputs, targets)` must return columns of shape [N, {k}, C], got "
                 f"{columns.shape}."
             )
         return columns, None
