@@ -108,7 +108,10 @@ def _sizes_written(closed: Any, data: Sequence[bool]) -> Counter[Any]:
             arguments = len(part.in_avals)
             same = name in _CALLS and arguments == len(reads)
             found.update(_sizes_written(part, reads if same else [any(reads)] * arguments))
-        if not (inner or any(reads) or name in _ANY_SIZE):
+        if name == "dot_general" and not any(reads):  # its other axes may have any size
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            found[name, *(eqn.invars[0].aval.shape[axis] for axis in contracted)] += 1
+        elif not (inner or any(reads) or name in _ANY_SIZE):
             found[name, *(v.aval.shape for v in (*eqn.invars, *eqn.outvars))] += 1
     return found
 

@@ -305,7 +305,7 @@ def _run(
         if index in here:
             site = here[index]
             captures[index,] = operands[1 - site.side]
-            if site.primitive == "conv_general_dilated" and not twice:
+            if site.primitive == "conv_general_dilated" and not (twice or site.origin.loops):
                 out = convolve(equation, *operands)
             else:
                 (out,) = equations.apply(equation, operands)

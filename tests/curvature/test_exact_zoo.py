@@ -13,8 +13,8 @@ from jax import lax
 import jaxprune as jp
 from jaxprune.curvature.residual import residual_bends, watched
 from jaxprune.jaxpr.pullback import pull_back
+from tests.curvature.model_zoo import Net
 from tests.curvature.test_zoo import of_vector, quickly
-from tests.curvature.zoo import Net
 from tests.dense import flat
 from tests.near import assert_near
 from tests.problems import softmax_loss

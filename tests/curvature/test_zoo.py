@@ -12,7 +12,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import jaxprune as jp
-from tests.curvature.zoo import ZOO
+from tests.curvature.model_zoo import ZOO
 from tests.dense import flat, is_float
 from tests.near import assert_near
 from tests.problems import softmax_loss
