@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,8 @@ _WRAPPERS = {
     "checkpoint": "jaxpr",
 }
 
+_LIBRARIES = ("/jax/", "/jax/_src/", "/flax/", "/jaxprune/jaxpr/", "/jaxprune/coupling/")
+
 
 class Constant(NamedTuple):
     """An operand whose value is known when the function is traced."""
@@ -35,12 +38,14 @@ class Equation(NamedTuple):
       params: its parameters.
       operands: variables, as numbers, or constants.
       results: the variables it defines.
+      source: where in the user's code it was written, for `line_of`.
     """
 
     primitive: Any
     params: dict[str, Any]
     operands: tuple[int | Constant, ...]
     results: tuple[int, ...]
+    source: Any = None
 
     @property
     def name(self) -> str:
@@ -100,8 +105,15 @@ def flatten(closed: Any) -> Program:
                 results = inline(body, getattr(inner, "consts", []), operands)
             else:
                 results = [new(v) for v in eqn.outvars]
-                equation = Equation(eqn.primitive, eqn.params, tuple(operands), tuple(results))
-                equations.append(equation)
+                equations.append(
+                    Equation(
+                        eqn.primitive,
+                        eqn.params,
+                        tuple(operands),
+                        tuple(results),
+                        eqn.source_info,
+                    )
+                )
             known.update(zip(eqn.outvars, results, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
@@ -168,6 +180,16 @@ def shape(program: Program, operand: int | Constant) -> tuple[int, ...]:
     if isinstance(operand, Constant):
         return jnp.shape(operand.value)
     return program.shapes[operand].shape
+
+
+def line_of(equation: Equation) -> str:
+    """Where in the user's code an equation was written, `file.py:12 (function)`, or `?`."""
+    traceback = getattr(equation.source, "traceback", None)
+    frames = list(traceback.frames) if traceback else []
+    ours = [f for f in frames if not any(part in f.file_name for part in _LIBRARIES)]
+    for frame in (ours or frames)[:1]:
+        return f"{Path(frame.file_name).name}:{frame.line_num} ({frame.function_name})"
+    return "?"
 
 
 def contains(function: Callable[..., Any], primitive: str, *args: Any) -> bool:

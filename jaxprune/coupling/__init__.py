@@ -1,0 +1,6 @@
+"""What lives together in a model, read off its jaxpr."""
+
+from jaxprune.coupling.finding import couple
+from jaxprune.coupling.groups import Coupling, Group, Member
+
+__all__ = ["Coupling", "Group", "Member", "couple"]

@@ -1,0 +1,150 @@
+"""The coupled model on other arrays: with units left out, or with a gate on every unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.coupling.finding import Source
+from jaxprune.coupling.groups import Coupling, Kept
+from jaxprune.jaxpr.reading import Reading, read
+from jaxprune.jaxpr.replay import Replay
+from jaxprune.jaxpr.replay_rules import RULES
+from jaxprune.types import Apply, PyTree
+
+
+def source_of(coupling: Coupling) -> Source:
+    """The model that was coupled.
+
+    Raises:
+      ValueError: the coupling was loaded from a file, which holds no code.
+    """
+    if coupling.source is None:
+        raise ValueError(
+            "This coupling was loaded from a file and has no model. Give it one with "
+            "`coupling.with_model(apply, variables, *inputs)`, or couple the model anew."
+        )
+    return coupling.source
+
+
+class _Readings:
+    """Readings of one model, one per shape of the inputs."""
+
+    def __init__(self, coupling: Coupling) -> None:
+        self.coupling, self.source = coupling, source_of(coupling)
+        self._by_shape: dict[Any, Reading] = {}
+
+    def of(self, inputs: tuple[PyTree, ...]) -> tuple[Reading, np.ndarray]:
+        """The reading for inputs of these shapes, and the unit of every label's class."""
+        leaves, structure = jax.tree.flatten(inputs)
+        shapes = tuple((np.shape(x), jnp.result_type(x)) for x in leaves)
+        key = (structure, shapes)
+        if key not in self._by_shape:
+            like = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+            source = self.source
+            self._by_shape[key] = read(
+                source.apply,
+                source.variables,
+                jax.tree.unflatten(structure, like),
+                inexact=source.inexact,
+                choices=source.choices,
+            )
+        reading = self._by_shape[key]
+        return reading, self.coupling.units_of(reading)
+
+
+def shrunk_apply(coupling: Coupling, kept: Kept) -> Apply:
+    """The model on shrunk variables, whatever widths its code has written in it.
+
+    For every new shape of the inputs the ORIGINAL code is traced with the dense shapes and the
+    rewritten jaxpr is evaluated on the small arrays: numbers that the code derived from a width
+    (a mean's divisor) stay the dense model's. It can be jitted and differentiated.
+
+    Args:
+      coupling: from `couple`.
+      kept: the units that were kept, `{group: bool[units]}`.
+
+    Returns:
+      `apply(small, *inputs) -> outputs`.
+
+    Raises:
+      ValueError: a loaded coupling without a model; `kept` of another model; when called, a tree
+        whose leaves have other shapes than the shrunk ones; the leaf is named.
+    """
+    readings = _Readings(coupling)
+    flags = coupling.vector(kept)
+    shapes = [tuple(int(np.count_nonzero(flags[ids])) for ids in axes) for axes in coupling.labels]
+
+    def apply(small: PyTree, *inputs: PyTree) -> PyTree:
+        leaves = jax.tree.leaves(small)
+        found = [tuple(np.shape(leaf)) for leaf in leaves]
+        if found != shapes:
+            wrong = next(
+                (n, f, s)
+                for n, f, s in zip(coupling.names, found + [()] * len(shapes), shapes, strict=False)
+                if f != s
+            )
+            raise ValueError(
+                f"The leaf '{wrong[0]}' of the shrunk variables has shape {wrong[1]}, expected "
+                f"{wrong[2]}. Pass what `shrink` returned for the same units."
+            )
+        reading, units = readings.of(inputs)
+        replay = Replay(reading.walk, RULES, ~flags[units])
+        outs = replay.run(reading.frame, [*leaves, *jax.tree.leaves(inputs)])
+        return jax.tree.unflatten(jax.tree.structure(reading.outputs), outs)
+
+    return apply
+
+
+def gated(coupling: Coupling, variables: PyTree) -> Callable[..., Any]:
+    """The model with a gate on every unit: what the unit contributes is multiplied by its gate.
+
+    The gate sits where a unit is contracted (or summed) by whatever reads it, on every such
+    place: gates of 1 are the model, a gate of 0 is the model without the unit. The gates are an
+    ordinary pytree, so every saliency and curvature here takes it for its parameters.
+
+    Args:
+      coupling: from `couple`.
+      variables: the parameters and statistics.
+
+    Returns:
+      `apply(gates, *inputs) -> outputs`, `gates = {group: [units]}` (`ones(coupling)` to start).
+    """
+    readings = _Readings(coupling)
+    leaves = jax.tree.leaves(variables)
+    last = max((int(group.ids.max()) for group in coupling.groups.values()), default=0)
+
+    def apply(gates: Mapping[str, Any], *inputs: PyTree) -> PyTree:
+        for name, gate in gates.items():
+            if np.shape(gate) != (coupling.group(name).units,):
+                raise ValueError(
+                    f"The gates of {name!r} have shape {np.shape(gate)}, the group has "
+                    f"{coupling.group(name).units} units."
+                )
+        vector = jnp.ones(last + 1, jnp.result_type(float, *gates.values()))
+        for name, gate in gates.items():
+            vector = vector.at[coupling.group(name).ids].set(gate)
+        reading, units = readings.of(inputs)
+        has = np.zeros(last + 1, bool)
+        for name in gates:
+            has[coupling.group(name).ids] = True
+        replay = Replay(
+            reading.walk,
+            RULES,
+            np.zeros(len(reading.walk.classes), bool),
+            lambda roots: vector[units[roots]],
+            has[units],
+        )
+        outs = replay.run(reading.frame, [*leaves, *jax.tree.leaves(inputs)])
+        return jax.tree.unflatten(jax.tree.structure(reading.outputs), outs)
+
+    return apply
+
+
+def ones(coupling: Coupling, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
+    """Gates of 1 for every unit, `{group: [units]}`."""
+    return {name: jnp.ones(group.units, dtype) for name, group in coupling.groups.items()}

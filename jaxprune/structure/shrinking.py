@@ -1,0 +1,108 @@
+"""`shrink`: really smaller arrays, of the variables and of everything that has their shape."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import trees
+from jaxprune.coupling.groups import Coupling, Kept
+from jaxprune.structure.carrying import carry_along
+from jaxprune.structure.dead import dead_units
+from jaxprune.types import Mask, Params, PyTree
+
+
+def shrink(
+    variables: Params,
+    mask: Mask,
+    coupling: Coupling,
+    *others: PyTree,
+    optimizer: Any = None,
+) -> Any:
+    """Remove the units that a mask has killed: `apply(shrink(v, mask)) == apply(masked v)`.
+
+    A unit goes if all its slices are pruned; or if all its incoming or all its outgoing weights
+    are. With only the incoming ones pruned it still emits a constant (its bias, BatchNorm's offset
+    through the activation), which is moved into the next bias or mean. Where that cannot be exact
+    (zero padding, a sum over the axis) the unit stays, masked, and a warning says why. What is
+    pruned in between stays 0.
+
+    Args:
+      variables: what was coupled, parameters and statistics.
+      mask: the same structure, bool, True = kept.
+      coupling: from `couple`.
+      *others: pytrees with copies of the variables or of one of their collections in them, at any
+        depth: optimizer states, moving averages, masks. They are sliced likewise.
+      optimizer: the Optax optimizer, if a state among `others` holds statistics of other shapes
+        than the parameters' (Adafactor): those that do not fit are initialised anew, with a
+        warning that names them.
+
+    Returns:
+      The smaller variables, of the same structure; with `others` a tuple of them all.
+
+    Raises:
+      ValueError: trees that differ from what was coupled; a group that would be left empty; a
+        leaf of `others` whose shape belongs to no variable and no `optimizer` was given.
+      TypeError: a mask that is not bool.
+
+    Example:
+      >>> from jaxprune.coupling import couple
+      >>> apply = lambda w, x: jax.nn.relu(x @ w[0]) @ w[1]
+      >>> w = [jnp.ones((3, 4)), jnp.ones((4, 2))]
+      >>> coupling = couple(apply, w, jnp.ones((1, 3)))
+      >>> mask = coupling.mask({"0": np.array([True, False, True, False])}, w)
+      >>> [leaf.shape for leaf in shrink(w, mask, coupling)]
+      [(3, 2), (2, 2)]
+    """
+    coupling.check(variables)
+    trees.check_like(variables, mask, "mask", boolean=True)
+    dead = dead_units(variables, mask, coupling)
+    for name, why in dead.stuck.items():
+        warnings.warn(
+            f"Units of the group {name!r} emit a constant and were kept, masked: {why}.",
+            stacklevel=2,
+        )
+    flags = coupling.vector(dead.kept)
+    leaves, structure = jax.tree.flatten(trees.apply_mask(variables, mask))
+    for number, amount in dead.folds.items():
+        leaf = leaves[number]
+        leaves[number] = (leaf + amount).astype(leaf.dtype)
+    small = [cut(leaf, axes, flags) for leaf, axes in zip(leaves, coupling.labels, strict=True)]
+    result = jax.tree.unflatten(structure, small)
+    if not others:
+        return result
+    carried = carry_along(coupling, flags, variables, result, others, optimizer)
+    return (result, *carried)
+
+
+def shrink_units(variables: Params, kept: Kept, coupling: Coupling) -> Params:
+    """The variables without the units that are not kept; no mask needed.
+
+    Args:
+      variables: what was coupled.
+      kept: `{group: bool[units]}`, True = kept.
+      coupling: from `couple`.
+
+    Raises:
+      ValueError: an unknown group, a wrong number of units, a group left empty.
+    """
+    coupling.check(variables)
+    flags = coupling.vector(kept)
+    leaves, structure = jax.tree.flatten(variables)
+    small = [cut(leaf, axes, flags) for leaf, axes in zip(leaves, coupling.labels, strict=True)]
+    return jax.tree.unflatten(structure, small)
+
+
+def cut(leaf: Any, axes: Sequence[np.ndarray], flags: np.ndarray) -> Any:
+    """A leaf without the slices whose flag is False; of an abstract leaf, the shape."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(tuple(int(flags[ids].sum()) for ids in axes), leaf.dtype)
+    for axis, ids in enumerate(axes):
+        if not flags[ids].all():
+            leaf = jnp.take(jnp.asarray(leaf), np.flatnonzero(flags[ids]), axis=axis)
+    return leaf
