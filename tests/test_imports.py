@@ -14,6 +14,7 @@ STAGES = [
     {"trees", "pooling"},
     {"objective"},
     {"jaxpr"},
+    {"coupling"},
     {"saliency", "curvature", "select", "schedule", "structure", "quantize"},
     {"surgeon"},
     {"prune"},

@@ -91,10 +91,8 @@ def _constant_lookup(
         ]
         if len(along) == 1 and along[0] not in taken:
             line = first_line(where, along[0]).ravel()
-            labels[along[0]], emits[along[0]] = (
-                value.labels[axis][line],
-                None if value.emits[axis] is None else value.emits[axis][line],
-            )
+            labels[along[0]] = value.labels[axis][line]
+            emits[along[0]] = known(value.emits[axis], shape[axis])[line]
             taken.add(along[0])
         else:
             frame.pin(value.labels[axis][np.unique(where)], "looked up by a constant", equation)

@@ -25,6 +25,8 @@ def _broadcast(frame: Frame, equation: Equation, operands: Sequence[Value]) -> l
     for axis, target in enumerate(equation.params["broadcast_dimensions"]):
         if len(value.labels[axis]) == shape[target]:
             labels[target], emits[target] = value.labels[axis], value.emits[axis]
+        else:
+            frame.pin(value.labels[axis], "one slice, read by a whole axis", equation)
     full = tuple(
         frame.walk.fresh(n) if l is None else l for n, l in zip(shape, labels, strict=True)
     )
@@ -34,18 +36,22 @@ def _broadcast(frame: Frame, equation: Equation, operands: Sequence[Value]) -> l
 def _transpose(frame: Frame, equation: Equation, operands: Sequence[Value]) -> list[Value]:
     order = equation.params["permutation"]
     value = operands[0]
-    return [
-        value._replace(
-            labels=tuple(value.labels[a] for a in order), emits=tuple(value.emits[a] for a in order)
-        )
-    ]
+    return [_along(value, order)]
+
+
+def _along(value: Value, axes: Sequence[int]) -> Value:
+    """The value with these of its axes, in this order."""
+    return value._replace(
+        labels=tuple(value.labels[a] for a in axes), emits=tuple(value.emits[a] for a in axes)
+    )
 
 
 def _squeeze(frame: Frame, equation: Equation, operands: Sequence[Value]) -> list[Value]:
     value, gone = operands[0], equation.params["dimensions"]
     rest = [a for a in range(len(value.labels)) if a not in gone]
-    labels, emits = (tuple(part[a] for a in rest) for part in (value.labels, value.emits))
-    return [value._replace(labels=labels, emits=emits)]
+    for axis in gone:
+        frame.pin(value.labels[axis], "one slice, picked out of its axis", equation)
+    return [_along(value, rest)]
 
 
 def _expand(frame: Frame, equation: Equation, operands: Sequence[Value]) -> list[Value]:
@@ -141,7 +147,8 @@ def _unstack(frame: Frame, equation: Equation, operands: Sequence[Value]) -> lis
 def _pad(frame: Frame, equation: Equation, operands: Sequence[Value]) -> list[Value]:
     """Padding is constant along every axis: what it adds can be removed with what it meets."""
     value, filler = operands
-    labels, emits = [], []
+    labels: list[np.ndarray] = []
+    emits: list[Emits] = []
     config = equation.params["padding_config"]
     moved = [axis for axis, amounts in enumerate(config) if any(amounts)]
     for axis, (low, high, inside) in enumerate(config):
@@ -189,6 +196,9 @@ def _reshape(frame: Frame, equation: Equation, operands: Sequence[Value]) -> lis
             labels.append(value.labels[a[0]])
             emits.append(value.emits[a[0]])
             continue
+        for axis in a:
+            if old[axis] == 1:
+                frame.pin(value.labels[axis], "one slice, picked out of its axis", equation)
         grid, holds = _merged(frame, equation, value, a, [old[axis] for axis in a])
         sizes = [new[axis] for axis in b]
         parts, numbers = _parted(
@@ -228,7 +238,7 @@ def _merged(
     classes = frame.walk.classes
     live = [axis for axis in axes if classes.live(value.labels[axis])]
     weighty = [axis for axis in live if classes.has_weight(value.labels[axis])]
-    keep = (weighty or live or axes[:1] or [None])[0]
+    keep = next(iter([*weighty, *live, *axes]), None)
     for axis in live:
         if axis != keep:
             frame.pin(value.labels[axis], "two axes of units made one", equation)

@@ -13,7 +13,7 @@ from jaxprune.jaxpr.equations import Constant, Equation
 from jaxprune.jaxpr.labels import Emits, Frame, Product, Rule, Value, known, zeros_of
 from jaxprune.jaxpr.primitives import ELEMENTWISE
 
-_ONE_BY_ONE = ("optimization_barrier",)
+_PASSES = ("broadcast_in_dim", "convert_element_type", "reshape", "expand_dims", "squeeze")
 
 
 def _entrywise(frame: Frame, equation: Equation, operands: Sequence[Value]) -> list[Value]:
@@ -27,6 +27,9 @@ def _entrywise(frame: Frame, equation: Equation, operands: Sequence[Value]) -> l
         spans = [len(v.labels) == len(shape) and len(v.labels[axis]) == n for v in operands]
         if len(operands) > 1:
             full = [v for v, spanned in zip(operands, spans, strict=True) if spanned]
+            for v, spanned in zip(operands, spans, strict=True):
+                if v.labels and not spanned:
+                    frame.pin(v.labels[axis], "one slice, read by a whole axis", equation)
             for other in full[1:]:
                 frame.unite(full[0].labels[axis], other.labels[axis], text, equation)
             labels.append(full[0].labels[axis])
@@ -200,13 +203,17 @@ def _is_mean(frame: Frame, equation: Equation, value: Value, axes: Sequence[int]
     """True if the sum is divided by (or multiplied by one over) a length of what it sums."""
     n = math.prod(len(value.labels[axis]) for axis in axes)
     lengths = np.array([n, n - 1.0, 1 / n, 1 / max(n - 1, 1)])
-    for index in frame.consumers(equation.results[0]):
-        reader = frame.program.equations[index]
-        for operand in reader.operands if reader.name in ("div", "mul") else ():
-            if isinstance(operand, Constant) and np.ndim(operand.value) == 0:
-                number = float(operand.value)
-                if n > 1 and np.isclose(number, lengths, rtol=1e-5, atol=0).any():
-                    return True
+    ahead = [equation.results[0]]
+    while ahead:
+        for index in frame.consumers(ahead.pop()):
+            reader = frame.program.equations[index]
+            if reader.name in _PASSES:
+                ahead.append(reader.results[0])
+            for operand in reader.operands if reader.name in ("div", "mul") else ():
+                if isinstance(operand, Constant) and np.ndim(operand.value) == 0:
+                    number = float(operand.value)
+                    if n > 1 and np.isclose(number, lengths, rtol=1e-5, atol=0).any():
+                        return True
     return False
 
 
