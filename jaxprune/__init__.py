@@ -6,18 +6,22 @@ Optax transformations keep the mask inside a jitted train step, and a report say
 
 from jaxprune import (
     checkpoint,
+    coupling,
     curvature,
     reporting,
     saliency,
     schedule,
     select,
+    structure,
     transforms,
     trees,
     types,
 )
+from jaxprune.coupling import Coupling, couple, shrunk_apply
 from jaxprune.pooling import max_pool
 from jaxprune.prune import iterative, one_shot
 from jaxprune.reporting import report
+from jaxprune.structure import shrink
 from jaxprune.transforms import (
     freeze_pruned,
     freeze_random,
@@ -32,6 +36,7 @@ from jaxprune.types import Diagonal, Pruned, Pruner, Saliency, Selection, Stats
 __version__ = "0.1.0"
 
 __all__ = [
+    "Coupling",
     "Diagonal",
     "Pruned",
     "Pruner",
@@ -40,6 +45,8 @@ __all__ = [
     "Stats",
     "apply_mask",
     "checkpoint",
+    "couple",
+    "coupling",
     "curvature",
     "freeze_pruned",
     "freeze_random",
@@ -53,7 +60,10 @@ __all__ = [
     "saliency",
     "schedule",
     "select",
+    "shrink",
+    "shrunk_apply",
     "straight_through",
+    "structure",
     "transforms",
     "trees",
     "types",

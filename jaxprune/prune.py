@@ -63,6 +63,8 @@ def one_shot(saliency: ScoreFunction, select: Selection) -> Pruner:
     ) -> Pruned:
         if sparsity is not None:
             check_sparsity(sparsity)
+        if select.coupling is not None:
+            return _prune_units(saliency, select, params, batch, sparsity, mask)
         flags = trees.prunable_flags(params, select.prunable)
         old = trees.full_mask(params) if mask is None else mask
         if mask is not None:
@@ -80,6 +82,46 @@ def one_shot(saliency: ScoreFunction, select: Selection) -> Pruner:
         return Pruned(trees.apply_mask(params, new), new, info)
 
     return prune
+
+
+def _prune_units(
+    saliency: ScoreFunction,
+    select: Selection,
+    params: Params,
+    batch: Batch,
+    sparsity: Any,
+    mask: Mask | None,
+) -> Pruned:
+    """The same for whole units: scores are `{group: [units]}`, or elementwise and reduced."""
+    coupling, read = select.coupling, select.read
+    assert read is not None
+    coupling.check(params)
+    old = trees.full_mask(params) if mask is None else mask
+    if mask is not None:
+        params = trees.apply_mask(params, mask)
+    scores = read(saliency(params, batch))
+    bad = bad_scores(scores, [True] * len(scores))
+    if mask is not None:
+        kept = coupling.kept(mask)
+        scores = {name: jnp.where(kept[name], s, -jnp.inf) for name, s in scores.items()}
+    new = select.choose(params, scores, sparsity)
+    if bad is not None:
+        new = jax.tree.map(lambda n, o: jnp.where(bad == 0, n, o), new, old)
+    new = jax.tree.map(jnp.logical_and, new, old)
+    units: dict[str, Any] = {name: jnp.sum(flags) for name, flags in coupling.kept(new).items()}
+    if not trees.is_traced(units):
+        units = {name: int(n) for name, n in units.items()}
+    kept_units: Any = sum(units.values())
+    info = {
+        "kept": kept_units,
+        "prunable": coupling.units,
+        "sparsity": 1 - kept_units / coupling.units,
+        "units": units,
+        "parameters": trees.keep(new),
+    }
+    if bad is not None:
+        info["bad_scores"] = bad
+    return Pruned(trees.apply_mask(params, new), new, info)
 
 
 def bad_scores(scores: Scores, flags: list[bool]) -> jax.Array | None:

@@ -93,10 +93,14 @@ class Selection:
     Attributes:
       prunable: the predicate that says which leaves take part.
       choose: `(params, scores, sparsity) -> Mask`; a score of `-inf` is never kept.
+      coupling: for a selection of whole units, what lives together; otherwise None.
+      read: for a selection of units, scores of either kind -> `{group: [units]}`.
     """
 
     prunable: Predicate
     choose: Callable[[Params, Scores, Any], Mask]
+    coupling: Any = None
+    read: Callable[[Scores], Any] | None = None
 
     def __call__(self, params: Params, scores: Scores, *, sparsity: Any = None) -> Mask:
         """The mask; `sparsity` may be traced, and None where the pattern itself fixes it."""

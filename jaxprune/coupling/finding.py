@@ -80,17 +80,18 @@ def couple(
     walk = reading.walk
     source = Source(apply, abstract(variables), abstract(tuple(inputs)), inexact, walk.choices)
     named = trees.named_leaves(source.variables)
+    names = [name for name, _ in named]
     labels, count = _compact(reading)
     unknown = [f"'{e.name}' at {equations.line_of(e)}" for e in walk.unknown]
     return Coupling(
-        names=tuple(name for name, _ in named),
+        names=tuple(names),
         shapes=tuple(tuple(leaf.shape) for _, leaf in named),
         itemsizes=tuple(int(leaf.dtype.itemsize) for _, leaf in named),
         labels=labels.leaves,
         groups=_groups(
-            [name for name, _ in named], labels.leaves, count, _inexact(reading, labels)
+            names, labels.leaves, count, _inexact(reading, labels), _order(reading, names)
         ),
-        pinned=_pinned(reading, [name for name, _ in named]),
+        pinned=_pinned(reading, names),
         unknown=tuple(dict.fromkeys(unknown)),
         products=tuple(_cost(product, labels) for product in walk.products),
         source=source,
@@ -132,6 +133,14 @@ def _cost(product: Any, labels: _Labels) -> Cost:
     return Cost(each, axes, product.itemsize * product.repeats * size, outputs)
 
 
+def _order(reading: Reading, names: list[str]) -> dict[str, int]:
+    """When the model first reads each leaf."""
+    arguments = reading.frame.program.arguments[: len(names)]
+    last = len(reading.frame.program.equations)
+    readers = [reading.frame.consumers(variable) for variable in arguments]
+    return {n: found[0] if found else last for n, found in zip(names, readers, strict=True)}
+
+
 def _inexact(reading: Reading, labels: _Labels) -> dict[int, str]:
     """Why removing a unit is not exact, by unit; empty unless that was allowed."""
     found: dict[int, str] = {}
@@ -162,6 +171,7 @@ def _groups(
     labels: tuple[tuple[np.ndarray, ...], ...],
     count: int,
     inexact: dict[int, str],
+    order: dict[str, int],
 ) -> dict[str, Group]:
     """Units with the same number of slices on the same axes are a group."""
     signature = np.zeros(count + 1, np.uint64)
@@ -175,16 +185,14 @@ def _groups(
     why = np.zeros(count + 1, np.uint64)
     for unit, text in inexact.items():
         why[unit] = texts.index(text) + 1
-    _, first, inverse = np.unique(
-        np.stack([signature[1:], why[1:]]), axis=1, return_index=True, return_inverse=True
-    )
-    order = np.argsort(np.argsort(first))  # groups in the order of their first unit
-    group_of = np.concatenate([[-1], order[inverse.ravel()]])
+    _, inverse = np.unique(np.stack([signature[1:], why[1:]]), axis=1, return_inverse=True)
+    group_of = np.concatenate([[-1], inverse.ravel()])
     members = _members(names, labels, group_of)
+    named = sorted((_producer(found, order), n) for n, found in enumerate(members))
     groups: dict[str, Group] = {}
-    for number in range(len(first)):
+    for (_, leaf), number in named:
         ids = np.flatnonzero(group_of == number)
-        name = _name(members[number], groups)
+        name = _name(leaf, groups)
         groups[name] = Group(name, ids, tuple(members[number]), inexact.get(int(ids[0]), ""))
     return groups
 
@@ -205,16 +213,20 @@ def _members(
     return found
 
 
-def _name(members: Sequence[Member], taken: dict[str, Group]) -> str:
-    """The leaf that produces the units: a matrix or kernel whose last axis they are, if any."""
+def _producer(members: Sequence[Member], order: dict[str, int]) -> tuple[int, str]:
+    """The leaf that produces the units: the first one read by the model of which they are the
+    last axis, if there is a matrix or a kernel among them."""
     last: dict[str, int] = {}
     for member in members:
         last[member.leaf] = max(last.get(member.leaf, 0), member.axis)
     kernels = [m for m in members if m.axis == last[m.leaf] and m.axis > 0]
-    leaf = (kernels or members)[0].leaf
-    name = leaf.removesuffix("/kernel").removeprefix("params/") or "units"
-    number = 2
+    return min((order[member.leaf], member.leaf) for member in (kernels or members))
+
+
+def _name(leaf: str, taken: dict[str, Group]) -> str:
+    """A group's name: that of its leaf without what all kernels' names have in common."""
+    short = leaf.removesuffix("/kernel").removeprefix("params/") or "units"
+    name, number = short, 2
     while name in taken:
-        name = f"{leaf.removesuffix('/kernel').removeprefix('params/')}#{number}"
-        number += 1
+        name, number = f"{short}#{number}", number + 1
     return name

@@ -159,17 +159,21 @@ class Coupling:
             masks.append(jnp.asarray(leaf))
         return jax.tree.unflatten(structure, masks)
 
-    def kept(self, mask: Mask) -> dict[str, np.ndarray]:
+    def kept(self, mask: Mask) -> dict[str, Any]:
         """Which units a mask keeps: a unit is removed if ALL its slices are pruned."""
         self.check(mask)
-        removed = np.ones(self._last + 1, bool)
+        alive: Any = np.zeros(self._last + 1, bool)
+        traced = trees.is_traced(mask)
         for leaf, axes in zip(jax.tree.leaves(mask), self.labels, strict=True):
-            leaf = np.asarray(leaf)
+            leaf = leaf if traced else np.asarray(leaf)
             for axis, ids in enumerate(axes):
                 if ids.any():
-                    alive = leaf.any(axis=tuple(a for a in range(leaf.ndim) if a != axis))
-                    removed[ids[alive]] = False
-        return {name: ~removed[group.ids] for name, group in self.groups.items()}
+                    slices = leaf.any(axis=tuple(a for a in range(leaf.ndim) if a != axis))
+                    if traced:
+                        alive = jnp.asarray(alive).at[ids].max(slices)
+                    else:
+                        alive[ids[slices]] = True
+        return {name: alive[group.ids] for name, group in self.groups.items()}
 
     def reduce(
         self,

@@ -114,11 +114,28 @@ def gated(coupling: Coupling, variables: PyTree) -> Callable[..., Any]:
     Returns:
       `apply(gates, *inputs) -> outputs`, `gates = {group: [units]}` (`ones(coupling)` to start).
     """
+    apply = gated_apply(coupling)
+    return lambda gates, *inputs: apply(variables, gates, *inputs)
+
+
+def gated_apply(coupling: Coupling) -> Callable[..., Any]:
+    """`gated` for any variables: the model is read once for all of them.
+
+    Args:
+      coupling: from `couple`.
+
+    Returns:
+      `apply(variables, gates, *inputs) -> outputs`. A group without gates is left as it is.
+
+    Raises:
+      ValueError: a loaded coupling without a model; when called, variables that were not coupled,
+        an unknown group, or another number of gates than it has units.
+    """
     readings = _Readings(coupling)
-    leaves = jax.tree.leaves(variables)
     last = max((int(group.ids.max()) for group in coupling.groups.values()), default=0)
 
-    def apply(gates: Mapping[str, Any], *inputs: PyTree) -> PyTree:
+    def apply(variables: PyTree, gates: Mapping[str, Any], *inputs: PyTree) -> PyTree:
+        coupling.check(variables)
         for name, gate in gates.items():
             if np.shape(gate) != (coupling.group(name).units,):
                 raise ValueError(
@@ -139,7 +156,7 @@ def gated(coupling: Coupling, variables: PyTree) -> Callable[..., Any]:
             lambda roots: vector[units[roots]],
             has[units],
         )
-        outs = replay.run(reading.frame, [*leaves, *jax.tree.leaves(inputs)])
+        outs = replay.run(reading.frame, [*jax.tree.leaves(variables), *jax.tree.leaves(inputs)])
         return jax.tree.unflatten(jax.tree.structure(reading.outputs), outs)
 
     return apply

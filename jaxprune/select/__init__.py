@@ -2,5 +2,6 @@
 
 from jaxprune.select.pattern import blocks, n_of_m
 from jaxprune.select.ranking import lowest
+from jaxprune.select.units import Budget, lowest_units
 
-__all__ = ["blocks", "lowest", "n_of_m"]
+__all__ = ["Budget", "blocks", "lowest", "lowest_units", "n_of_m"]

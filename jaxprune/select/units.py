@@ -1,0 +1,191 @@
+"""Prune whole units: channels, heads, neurons, whatever lives together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import trees
+from jaxprune.coupling.groups import Coupling, Kept
+from jaxprune.select import ranking
+from jaxprune.types import Mask, Params, Predicate, Scores, Selection
+
+COSTS = ("parameters", "bytes", "flops", "activations")
+
+
+class Budget(NamedTuple):
+    """What the network may cost; give one of the two bounds.
+
+    Attributes:
+      what: "parameters", "bytes", "flops", "activations" (see `Coupling`), or a function
+        `kept -> number`, such as measured milliseconds.
+      fraction: at most this share of the dense network's cost.
+      at_most: at most this much.
+    """
+
+    what: str | Callable[[Kept], float]
+    fraction: float | None = None
+    at_most: float | None = None
+
+
+def lowest_units(
+    coupling: Coupling,
+    *,
+    reduce: str | Callable[..., Any] = "sum",
+    scope: str | Mapping[str, Any] = "global",
+    budget: Budget | None = None,
+    floor: int = 1,
+    round_to: int = 1,
+    protected: Collection[str] = (),
+    prunable: Predicate = trees.default_prunable,
+) -> Selection:
+    """Keep the units with the highest scores: whole units, so that `shrink` can remove them.
+
+    The sparsity is the fraction of prunable UNITS: exactly `round(sparsity * n)` of n go, ties by
+    index, unless `round_to` moves a group's count to a multiple.
+
+    Args:
+      coupling: from `couple`.
+      reduce: how elementwise scores become a unit's, see `Coupling.reduce`. Unit scores,
+        `{group: [units]}`, are taken as they are.
+      scope: "global", one ranking over all units; "group", every group loses the same share; or a
+        mapping from group names to their own sparsities.
+      budget: instead of a sparsity, the fewest units go that bring the cost down to the budget.
+      floor: units that every group keeps, its best ones.
+      round_to: kept units of a group are a multiple of this, the nearest one (a group of fewer
+        units keeps them all): widths that hardware likes.
+      protected: names of groups that lose nothing.
+      prunable: which leaves count when elementwise scores are reduced.
+
+    Returns:
+      A `Selection` whose mask is False on every slice of a removed unit, biases and statistics
+      included.
+
+    Raises:
+      ValueError: an unknown scope, group or cost; a bound that cannot be met (the least possible
+        cost is told); when called, both a budget and a sparsity.
+
+    Example:
+      >>> from jaxprune.coupling import couple
+      >>> apply = lambda w, x: jax.nn.relu(x @ w[0]) @ w[1]
+      >>> w = [jnp.array([[3.0, 1.0, 2.0]]), jnp.ones((3, 2))]
+      >>> select = lowest_units(couple(apply, w, jnp.ones((4, 1))))
+      >>> select(w, w, sparsity=1 / 3)[1]
+      Array([[ True,  True],
+             [False, False],
+             [ True,  True]], dtype=bool)
+    """
+    if not coupling.groups:
+        raise ValueError(
+            "The coupling has no group of removable units. Print `coupling.pinned` for the reasons."
+        )
+    for name in (*protected, *(scope if isinstance(scope, Mapping) else ())):
+        coupling.group(name)
+    if not isinstance(scope, Mapping) and scope not in ("global", "group"):
+        raise ValueError(f"The scope of units is 'global', 'group' or a mapping, got {scope!r}.")
+    ranking.check_floor(floor)
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise ValueError(f"`round_to` is a number of units, an integer >= 1; got {round_to!r}.")
+    if budget is not None:
+        _check_budget(budget)
+    names = [name for name in coupling.groups if name not in set(protected)]
+    if not names:
+        raise ValueError("All groups are protected: nothing can be pruned.")
+    scope = "layer" if scope == "group" else scope
+
+    def read(scores: Scores) -> dict[str, jax.Array]:
+        if not is_unit_scores(coupling, scores):
+            return coupling.reduce(scores, reduce, prunable=prunable)
+        for name, score in scores.items():
+            if np.shape(score) != (coupling.group(name).units,):
+                raise ValueError(
+                    f"The scores of {name!r} have shape {np.shape(score)}, the group has "
+                    f"{coupling.group(name).units} units."
+                )
+        return {name: jnp.asarray(score) for name, score in scores.items()}
+
+    def at(scores: dict[str, jax.Array], sparsity: Any) -> dict[str, Any]:
+        leaves = [scores[name].astype(trees.score_dtype(scores[name])) for name in names]
+        masks = ranking.rank_leaves(names, leaves, sparsity, scope, floor, -1)  # type: ignore[arg-type]
+        if round_to > 1:
+            masks = [_rounded(s, m, round_to) for s, m in zip(leaves, masks, strict=True)]
+        return dict(zip(names, masks, strict=True))
+
+    def choose(params: Params, scores: Scores, sparsity: Any) -> Mask:
+        units = read(scores)
+        if budget is None:
+            if sparsity is None:
+                raise ValueError("Give `sparsity=`, the fraction of units, or a `budget`.")
+            return coupling.mask(at(units, sparsity), params)
+        if sparsity is not None:
+            raise ValueError("A budget says how many units go: pass no sparsity besides.")
+        if trees.is_traced(units):
+            raise ValueError("A budget is met by search, which cannot be done inside jit.")
+        total = sum(coupling.group(name).units for name in names)
+        most = sum(max(coupling.group(name).units - floor, 0) for name in names)
+        kept = _within(coupling, budget, lambda gone: at(units, gone / total), most)
+        return coupling.mask(kept, params)
+
+    return Selection(prunable, choose, coupling, read)
+
+
+def is_unit_scores(coupling: Coupling, scores: Any) -> bool:
+    """True for `{group: [units]}` with exactly the groups of a coupling."""
+    return isinstance(scores, Mapping) and set(scores) == set(coupling.groups)
+
+
+def _check_budget(budget: Budget) -> None:
+    if not callable(budget.what) and budget.what not in COSTS:
+        raise ValueError(
+            f"A budget is in one of {', '.join(COSTS)}, or given by a function; got "
+            f"{budget.what!r}."
+        )
+    if (budget.fraction is None) == (budget.at_most is None):
+        raise ValueError("Give a budget either `fraction=` of the dense cost, or `at_most=`.")
+    if budget.fraction is not None and not 0 < budget.fraction <= 1:
+        raise ValueError(f"The fraction of the dense cost is in (0, 1], got {budget.fraction}.")
+
+
+def _rounded(scores: jax.Array, mask: jax.Array, multiple: int) -> jax.Array:
+    """The mask with its count moved to the nearest multiple, still the best units."""
+    n = len(scores)
+    if n <= multiple:
+        return jnp.isfinite(scores) | mask
+    count = jnp.sum(mask)
+    nearest = jnp.round(count / multiple).astype(jnp.int32) * multiple
+    rank = jnp.argsort(jnp.argsort(-scores, stable=True))
+    wanted = jnp.clip(nearest, multiple, n // multiple * multiple)
+    return (rank < wanted) & (scores > -jnp.inf)
+
+
+def _within(
+    coupling: Coupling,
+    budget: Budget,
+    keep: Callable[[int], dict[str, Any]],
+    most: int,
+) -> dict[str, np.ndarray]:
+    """The fewest units removed that cost no more than the budget, by bisection."""
+    cost = budget.what if callable(budget.what) else getattr(coupling, budget.what)
+    flags = lambda gone: {name: np.asarray(mask) for name, mask in keep(gone).items()}
+    limit = budget.at_most if budget.fraction is None else budget.fraction * cost({})
+    assert limit is not None, "checked where the budget was given"
+    low, high = 0, most
+    if cost(flags(low)) <= limit:
+        return flags(low)
+    if cost(flags(high)) > limit:
+        raise ValueError(
+            f"The budget of {limit:g} {budget.what if isinstance(budget.what, str) else ''} cannot "
+            f"be met: with every group down to its floor the network still costs "
+            f"{cost(flags(high)):g}. Lower the floor, protect fewer groups, or allow more."
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        if cost(flags(middle)) <= limit:
+            high = middle
+        else:
+            low = middle
+    return flags(high)
