@@ -21,7 +21,7 @@ from jaxprune.coupling import Coupling, couple, shrunk_apply
 from jaxprune.pooling import max_pool
 from jaxprune.prune import iterative, one_shot
 from jaxprune.reporting import report
-from jaxprune.structure import shrink
+from jaxprune.structure import check_shrunk, shrink
 from jaxprune.transforms import (
     freeze_pruned,
     freeze_random,
@@ -44,6 +44,7 @@ __all__ = [
     "Selection",
     "Stats",
     "apply_mask",
+    "check_shrunk",
     "checkpoint",
     "couple",
     "coupling",

@@ -26,7 +26,7 @@ def source_of(coupling: Coupling) -> Source:
     if coupling.source is None:
         raise ValueError(
             "This coupling was loaded from a file and has no model. Give it one with "
-            "`coupling.with_model(apply, variables, *inputs)`, or couple the model anew."
+            "`with_model(coupling, apply, variables, *inputs)`, or couple the model anew."
         )
     return coupling.source
 

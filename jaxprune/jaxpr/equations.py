@@ -38,14 +38,14 @@ class Equation(NamedTuple):
       params: its parameters.
       operands: variables, as numbers, or constants.
       results: the variables it defines.
-      source: where in the user's code it was written, for `line_of`.
+      source: where it was written, and where the calls around it were, for `line_of`.
     """
 
     primitive: Any
     params: dict[str, Any]
     operands: tuple[int | Constant, ...]
     results: tuple[int, ...]
-    source: Any = None
+    source: tuple[Any, ...] = ()
 
     @property
     def name(self) -> str:
@@ -91,7 +91,9 @@ def flatten(closed: Any) -> Program:
         shapes.append(variable.aval)
         return len(shapes) - 1
 
-    def inline(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    def inline(
+        jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], calls: tuple[Any, ...] = ()
+    ) -> list[Any]:
         known: dict[Any, Any] = {
             v: Constant(c) for v, c in zip(jaxpr.constvars, consts, strict=True)
         }
@@ -99,10 +101,11 @@ def flatten(closed: Any) -> Program:
         read = lambda v: Constant(v.val) if isinstance(v, core.Literal) else known[v]
         for eqn in jaxpr.eqns:
             operands = [read(v) for v in eqn.invars]
+            source = (eqn.source_info, *calls)
             inner = eqn.params.get(_WRAPPERS.get(eqn.primitive.name, ""))
             if inner is not None:
                 body = getattr(inner, "jaxpr", inner)
-                results = inline(body, getattr(inner, "consts", []), operands)
+                results = inline(body, getattr(inner, "consts", []), operands, source)
             else:
                 results = [new(v) for v in eqn.outvars]
                 equations.append(
@@ -111,7 +114,7 @@ def flatten(closed: Any) -> Program:
                         eqn.params,
                         tuple(operands),
                         tuple(results),
-                        eqn.source_info,
+                        source,
                     )
                 )
             known.update(zip(eqn.outvars, results, strict=True))
@@ -184,8 +187,11 @@ def shape(program: Program, operand: int | Constant) -> tuple[int, ...]:
 
 def line_of(equation: Equation) -> str:
     """Where in the user's code an equation was written, `file.py:12 (function)`, or `?`."""
-    traceback = getattr(equation.source, "traceback", None)
-    frames = list(traceback.frames) if traceback else []
+    frames = [
+        frame
+        for source in equation.source
+        for frame in (source.traceback.frames if source.traceback else ())
+    ]
     ours = [f for f in frames if not any(part in f.file_name for part in _LIBRARIES)]
     for frame in (ours or frames)[:1]:
         return f"{Path(frame.file_name).name}:{frame.line_num} ({frame.function_name})"
