@@ -198,6 +198,8 @@ class Coupling:
           ValueError: a group without any leaf that counts; a tree of other shapes.
         """
         self.check(scores)
+        traced = trees.is_traced(scores)
+        xp: Any = jnp if traced else np  # outside jit every leaf would be compiled by itself
         reduce = REDUCTIONS[how] if isinstance(how, str) else how
         leaves = dict(trees.named_leaves(scores))
         found = {}
@@ -206,15 +208,14 @@ class Coupling:
             for member in group.members:
                 leaf = leaves[member.leaf]
                 if prunable(member.leaf, leaf):
-                    rows = jnp.take(jnp.asarray(leaf), member.positions, axis=member.axis)
-                    rows = jnp.moveaxis(rows, member.axis, 0)
+                    rows = xp.moveaxis(xp.asarray(leaf), member.axis, 0)[member.positions]
                     parts.append(rows.reshape(group.units, -1))
             if not parts:
                 raise ValueError(
                     f"No leaf of the group {name!r} is prunable "
                     f"({sorted({m.leaf for m in group.members})}): give `prunable=`."
                 )
-            found[name] = reduce(jnp.concatenate(parts, axis=1), axis=1)
+            found[name] = reduce(jnp.asarray(xp.concatenate(parts, axis=1)), axis=1)
         return found
 
     def check(self, tree: Any) -> None:

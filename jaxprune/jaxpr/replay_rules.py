@@ -179,13 +179,41 @@ def _custom_jvp(replay: Replay, frame: Frame, equation: Equation, operands: list
 
 
 def _custom_vjp(replay: Replay, frame: Frame, equation: Equation, operands: list[Any]) -> list[Any]:
-    """Applied to the whole shapes, so that its derivative stays the author's."""
+    """The same for a reverse rule: the author's pull-back, traced with its forward pass."""
+    [called] = frame.inner[frame.index]
     if replay.gated is not None:
-        return replay.run(frame.inner[frame.index][0], operands)
+        return replay.run(called, operands)
     holds = [frame.value(operand) for operand in equation.operands]
-    keeps = [replay.kept(frame.values[variable]) for variable in equation.results]
-    run = lambda *args: equations.apply(equation, args)
-    return _lengthened(replay, run, holds, operands, keeps)
+    outs = [frame.values[variable] for variable in equation.results]
+    smooth = [jnp.issubdtype(jnp.result_type(x), jnp.inexact) for x in operands]
+    keeps = [replay.kept(v) for v, s in zip(holds, smooth, strict=True) if s]
+
+    def pulled(*args: Any) -> list[Any]:
+        """Cotangents of the operands that have one, from the operands and those of the results."""
+
+        def outputs(*moving: Any) -> list[Any]:
+            rest = iter(moving)
+            return equations.apply(
+                equation, [next(rest) if s else a for s, a in zip(smooth, args, strict=False)]
+            )
+
+        moving = [a for a, s in zip(args, smooth, strict=False) if s]
+        return list(jax.vjp(outputs, *moving)[1](list(args[len(smooth) :])))
+
+    @jax.custom_vjp
+    def short(*args: Any) -> list[Any]:
+        return replay.run(called, args)
+
+    def back(args: Any, cotangents: Any) -> Any:
+        held, given = [*holds, *outs], [*args, *cotangents]
+        found = _replayed(replay, pulled, held, given)
+        if found is None:
+            found = _lengthened(replay, pulled, held, given, keeps)
+        rest = iter(found)
+        return tuple(next(rest) if s else None for s in smooth)
+
+    short.defvjp(lambda *args: (short(*args), args), back)
+    return list(short(*operands))
 
 
 def _lengthened(

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxprune import trees
 from jaxprune.coupling.groups import Coupling, Kept
-from jaxprune.select import ranking
+from jaxprune.select import counts, ranking
 from jaxprune.types import Mask, Params, Predicate, Scores, Selection
 
 COSTS = ("parameters", "bytes", "flops", "activations")
@@ -52,8 +52,8 @@ def lowest_units(
       coupling: from `couple`.
       reduce: how elementwise scores become a unit's, see `Coupling.reduce`. Unit scores,
         `{group: [units]}`, are taken as they are.
-      scope: "global", one ranking over all units; "group", every group loses the same share; or a
-        mapping from group names to their own sparsities.
+      scope: "global", one ranking over all units; "group", every group loses the same share (down
+        to its floor); or a mapping from group names to their own sparsities, others as called.
       budget: instead of a sparsity, the fewest units go that bring the cost down to the budget.
       floor: units that every group keeps, its best ones.
       round_to: kept units of a group are a multiple of this, the nearest one (a group of fewer
@@ -95,7 +95,6 @@ def lowest_units(
     names = [name for name in coupling.groups if name not in set(protected)]
     if not names:
         raise ValueError("All groups are protected: nothing can be pruned.")
-    scope = "layer" if scope == "group" else scope
 
     def read(scores: Scores) -> dict[str, jax.Array]:
         if not is_unit_scores(coupling, scores):
@@ -110,7 +109,14 @@ def lowest_units(
 
     def at(scores: dict[str, jax.Array], sparsity: Any) -> dict[str, Any]:
         leaves = [scores[name].astype(trees.score_dtype(scores[name])) for name in names]
-        masks = ranking.rank_leaves(names, leaves, sparsity, scope, floor, -1)  # type: ignore[arg-type]
+        if scope == "global":
+            masks = ranking.rank_leaves(names, leaves, sparsity, "global", floor, -1)
+        else:
+            shares = scope if isinstance(scope, Mapping) else {}
+            masks = [
+                _best(s, _share(shares.get(name, sparsity), sparsity), floor)
+                for name, s in zip(names, leaves, strict=True)
+            ]
         if round_to > 1:
             masks = [_rounded(s, m, round_to) for s, m in zip(leaves, masks, strict=True)]
         return dict(zip(names, masks, strict=True))
@@ -150,6 +156,25 @@ def _check_budget(budget: Budget) -> None:
         raise ValueError(f"The fraction of the dense cost is in (0, 1], got {budget.fraction}.")
 
 
+def _share(own: Any, sparsity: Any) -> Any:
+    """A group's sparsity: a number, or a function of the call's."""
+    return own(sparsity) if callable(own) else own
+
+
+def _best(scores: jax.Array, sparsity: Any, floor: int) -> jax.Array:
+    """The best units of one group, `round(sparsity * n)` fewer than n, but at least the floor."""
+    n = len(scores)
+    goes = jnp.minimum(counts.pruned_count(sparsity, n), max(n - floor, 0))
+    return _first(scores, n - goes)
+
+
+def _first(scores: jax.Array, wanted: Any) -> jax.Array:
+    """The `wanted` highest scores, ties by index (the later one stays); never -inf."""
+    order = jnp.argsort(scores, stable=True)
+    rank = jnp.zeros(len(scores), jnp.int32).at[order].set(jnp.arange(len(scores)))
+    return (rank >= len(scores) - wanted) & (scores > -jnp.inf)
+
+
 def _rounded(scores: jax.Array, mask: jax.Array, multiple: int) -> jax.Array:
     """The mask with its count moved to the nearest multiple, still the best units."""
     n = len(scores)
@@ -157,9 +182,7 @@ def _rounded(scores: jax.Array, mask: jax.Array, multiple: int) -> jax.Array:
         return jnp.isfinite(scores) | mask
     count = jnp.sum(mask)
     nearest = jnp.round(count / multiple).astype(jnp.int32) * multiple
-    rank = jnp.argsort(jnp.argsort(-scores, stable=True))
-    wanted = jnp.clip(nearest, multiple, n // multiple * multiple)
-    return (rank < wanted) & (scores > -jnp.inf)
+    return _first(scores, jnp.clip(nearest, multiple, n // multiple * multiple))
 
 
 def _within(
