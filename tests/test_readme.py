@@ -49,6 +49,7 @@ def users_side(tmp_path_factory):
         "apply": model.apply,
         "loss": loss,
         "batch": (inputs, labels),
+        "inputs": inputs,
         "data": [(inputs, labels)] * 5,
         "params": params,
         "initial_params": params,
