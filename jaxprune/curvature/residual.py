@@ -4,7 +4,7 @@ For one example, `H = J' H_out J + sum_u g_u f''_u (dz_u/dw)(dz_u/dw)'` over the
 functions f of the model, g_u the slope of the loss in f's result. A diagonal `g f''` at z is
 carried down towards the layers' outputs. It stays a diagonal through entrywise functions and moves;
 through ONE matrix product it can still be read off: `diag(A' D A) = (A o A)' d`. Beyond that it
-is not known from its diagonal, and a leaf below is left to `tangents.py`.
+is not known from its diagonal, and a leaf below is left to `units.py`.
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ def _cumulative(frame: Frame, equation: Equation, operands: Sequence[Value]) -> 
     axis = equation.params["axis"]
     value = operands[0]
     n = len(value.labels[axis])
-    exact = zeros_of(value.emits[axis], n) & (equation.name == "cumsum")
+    exact = np.zeros(n, bool)  # a unit's slice would hold what came before it, not its own
     frame.end(equation.name, 0, axis, operands, exact, f"'{equation.name}' along the axis")
     emits = tuple(
         _zero(zeros_of(e, len(l))) if i != axis and equation.name == "cumsum" else None

@@ -138,7 +138,7 @@ def test_what_is_called_removable_is_removed_exactly(graph, seed):
 
 
 @pytest.mark.slow
-@settings(max_examples=1500)
+@settings(max_examples=400)
 @given(graphs(), st.integers(0, 100))
 def test_many_more_graphs(graph, seed):
     check(graph, seed)

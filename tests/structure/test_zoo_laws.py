@@ -20,10 +20,10 @@ GRADIENTS = (
 )  # fmt: skip
 FAST = (
     *GRADIENTS, "bfloat16_mlp", "bidirectional_lstm", "cond", "conv_autoencoder", "convnext",
-    "densenet_bc", "dilated_strided_conv", "efficientnet", "gan_generator", "glu", "group_norm",
-    "inception", "lstm_fused", "mlp_dataclass", "mlp_mixer", "mobilenet_v2", "nnx_transformer",
-    "resnet18", "resnet_option_a", "seq2seq_dot_attention", "shuffled_groups", "siamese_conv",
-    "text_cnn", "transformer_translator", "unet_resized", "unused_and_integers", "vit",
+    "densenet_bc", "efficientnet", "gan_generator", "glu", "group_norm",
+    "lstm_fused", "mlp_dataclass", "mlp_mixer", "nnx_cnn",
+    "resnet_option_a", "seq2seq_dot_attention", "shuffled_groups",
+    "text_cnn", "transformer_translator", "unet_resized", "unused_and_integers",
     "while_loop",
 )  # fmt: skip
 
