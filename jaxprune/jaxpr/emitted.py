@@ -102,7 +102,8 @@ def emitted(name: str, params: dict[str, Any], operands: Sequence[Known]) -> Kno
             if name == "mul":
                 found = np.where((operands[0] == 0) | (operands[1] == 0), 0.0, found)
             if name == "div":
-                found = np.where(np.equal(operands[0], 0) & np.not_equal(operands[1], 0), 0.0, found)
+                zero = np.equal(operands[0], 0) & np.not_equal(operands[1], 0)
+                found = np.where(zero, 0.0, found)
             return found
     return np.nan
 
