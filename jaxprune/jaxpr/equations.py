@@ -82,8 +82,8 @@ def trace(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
     return flatten(closed), shapes
 
 
-def flatten(closed: Any) -> Program:
-    """The program of a closed jaxpr."""
+def flatten(closed: Any, calls: tuple[Any, ...] = ()) -> Program:
+    """The program of a closed jaxpr; `calls` are the sources of the equation that holds it."""
     shapes: list[Any] = []
     equations: list[Equation] = []
 
@@ -121,7 +121,7 @@ def flatten(closed: Any) -> Program:
         return [read(v) for v in jaxpr.outvars]
 
     arguments = [new(v) for v in closed.jaxpr.invars]
-    outputs = inline(closed.jaxpr, closed.consts, arguments)
+    outputs = inline(closed.jaxpr, closed.consts, arguments, calls)
     return Program(tuple(equations), tuple(arguments), tuple(outputs), tuple(shapes))
 
 

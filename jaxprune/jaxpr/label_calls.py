@@ -46,7 +46,7 @@ def _repeated(
     back: Sequence[Value],
 ) -> tuple[Frame, list[Value]]:
     """A loop's body read until what its carry holds no longer changes."""
-    program = equations.flatten(jaxpr)
+    program = equations.flatten(jaxpr, equation.source)
     carry = list(carry)
     forget = frame.walk.rewind()
     text = f"carried by '{equation.name}' with an axis that keeps its length"
@@ -88,7 +88,7 @@ def _while(frame: Frame, equation: Equation, operands: Sequence[Value]) -> list[
     front, carry = operands[start:stop], operands[stop:]
     body, carry = _repeated(frame, equation, p["body_jaxpr"], front, carry, [])
     test = frame.walk.enter(
-        equations.flatten(p["cond_jaxpr"]),
+        equations.flatten(p["cond_jaxpr"], equation.source),
         [*operands[:start], *carry],
         (*frame.path, frame.index, 1),
     )
@@ -102,7 +102,11 @@ def _cond(frame: Frame, equation: Equation, operands: Sequence[Value]) -> list[V
     for number, branch in enumerate(equation.params["branches"]):
         first = len(walk.products)
         branches.append(
-            walk.enter(equations.flatten(branch), operands[1:], (*frame.path, frame.index, number))
+            walk.enter(
+                equations.flatten(branch, equation.source),
+                operands[1:],
+                (*frame.path, frame.index, number),
+            )
         )
         costs.append(walk.products[first:])
     worst = max(costs, key=lambda found: sum(_flops(product) for product in found))
@@ -124,7 +128,9 @@ def _custom(frame: Frame, equation: Equation, operands: Sequence[Value]) -> list
     inner = next((equation.params[k] for k in _INNER if k in equation.params), None)
     if inner is None:
         return unknown(frame, equation, operands)
-    called = frame.walk.enter(equations.flatten(inner), operands, (*frame.path, frame.index))
+    called = frame.walk.enter(
+        equations.flatten(inner, equation.source), operands, (*frame.path, frame.index)
+    )
     frame.inner[frame.index] = [called]
     return called.outputs
 
