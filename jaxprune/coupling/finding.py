@@ -62,7 +62,7 @@ def couple(
       ValueError: an unknown `inexact`.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> def apply(weights, x):
       ...     hidden = jax.nn.relu(x @ weights[0])
       ...     return (hidden + jnp.tanh(x @ weights[1])) @ weights[2]

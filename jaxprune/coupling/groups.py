@@ -189,7 +189,7 @@ class Coupling:
           how: "sum", "mean", "max", "norm" (the root of the sum of squares), or a function
             `(entries [units, n], axis=1) -> [units]`.
           prunable: which leaves count, by name and leaf; by default weights, not biases or
-            statistics.
+            statistics (and embeddings where a group has nothing else).
 
         Returns:
           `{group: [units]}`.
@@ -204,17 +204,18 @@ class Coupling:
         leaves = dict(trees.named_leaves(scores))
         found = {}
         for name, group in self.groups.items():
-            parts = []
-            for member in group.members:
-                leaf = leaves[member.leaf]
-                if prunable(member.leaf, leaf):
-                    rows = xp.moveaxis(xp.asarray(leaf), member.axis, 0)[member.positions]
-                    parts.append(rows.reshape(group.units, -1))
-            if not parts:
+            counted = [m for m in group.members if prunable(m.leaf, leaves[m.leaf])]
+            if not counted and prunable is trees.default_prunable:  # embeddings: what else is there
+                counted = [m for m in group.members if np.ndim(leaves[m.leaf]) > 1]
+            if not counted:
                 raise ValueError(
                     f"No leaf of the group {name!r} is prunable "
                     f"({sorted({m.leaf for m in group.members})}): give `prunable=`."
                 )
+            parts = []
+            for member in counted:
+                rows = xp.moveaxis(xp.asarray(leaves[member.leaf]), member.axis, 0)
+                parts.append(rows[member.positions].reshape(group.units, -1))
             found[name] = reduce(jnp.asarray(xp.concatenate(parts, axis=1)), axis=1)
         return found
 

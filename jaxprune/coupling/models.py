@@ -142,9 +142,6 @@ def gated_apply(coupling: Coupling) -> Callable[..., Any]:
                     f"The gates of {name!r} have shape {np.shape(gate)}, the group has "
                     f"{coupling.group(name).units} units."
                 )
-        vector = jnp.ones(last + 1, jnp.result_type(float, *gates.values()))
-        for name, gate in gates.items():
-            vector = vector.at[coupling.group(name).ids].set(gate)
         reading, units = readings.of(inputs)
         has = np.zeros(last + 1, bool)
         for name in gates:
@@ -153,13 +150,36 @@ def gated_apply(coupling: Coupling) -> Callable[..., Any]:
             reading.walk,
             RULES,
             np.zeros(len(reading.walk.classes), bool),
-            lambda roots: vector[units[roots]],
+            lambda roots: _along(coupling, gates, units[roots]),
             has[units],
         )
         outs = replay.run(reading.frame, [*jax.tree.leaves(variables), *jax.tree.leaves(inputs)])
         return jax.tree.unflatten(jax.tree.structure(reading.outputs), outs)
 
     return apply
+
+
+def _along(coupling: Coupling, gates: Mapping[str, Any], units: np.ndarray) -> Any:
+    """The gate of every slice of an axis, 1 where there is none.
+
+    Gates of other groups stay out of it, so that a reader of the jaxpr sees which depends on which.
+    """
+    places = np.zeros(max(int(g.ids.max()) for g in coupling.groups.values()) + 1, np.int64)
+    parts: list[Any] = [jnp.ones(1, jnp.result_type(float, *gates.values()))]
+    count = 1
+    for name, gate in gates.items():
+        ids = coupling.groups[name].ids
+        if np.array_equal(ids, units):
+            return jnp.asarray(gate)
+        if np.isin(ids, units).any():
+            places[ids] = np.arange(count, count + len(ids))
+            parts.append(gate)
+            count += len(ids)
+    where = places[units]
+    if len(parts) == 2 and where.all():
+        parts, where = parts[1:], where - 1
+    whole = jnp.concatenate(parts) if len(parts) > 1 else jnp.asarray(parts[0])
+    return whole.at[where].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 def ones(coupling: Coupling, dtype: Any = jnp.float32) -> dict[str, jax.Array]:

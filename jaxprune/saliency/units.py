@@ -1,14 +1,11 @@
 """Scores of whole units: channels, heads, neurons, whatever a `Coupling` says lives together.
 
-A score is `{group: [units]}`, larger = more important. Unless said otherwise `params` is the tree
-that was coupled, and `batch = (inputs, targets)`. `inputs` is what `apply(params, inputs)` takes;
-of a model coupled with several, `couple(apply, variables, a, b)`, it is the tuple `(a, b)`.
+A score is `{group: [units]}`, larger = more important; `params` is the tree that was coupled.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,24 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import objective, trees
+from jaxprune import trees
 from jaxprune.coupling.groups import REDUCTIONS, Coupling, Member
-from jaxprune.coupling.models import gated_apply, ones, source_of
-from jaxprune.jaxpr.examples import independent_examples
-from jaxprune.saliency.measured import from_means, without_data
+from jaxprune.saliency.gates import check_units
+from jaxprune.saliency.measured import without_data
 from jaxprune.saliency.weights import magnitude
-from jaxprune.types import (
-    Apply,
-    Batch,
-    Loss,
-    Params,
-    Predicate,
-    PyTree,
-    Saliency,
-    ScoreFunction,
-    Scores,
-    Stats,
-)
+from jaxprune.types import Batch, Params, Predicate, Saliency, ScoreFunction, Stats
 
 UnitScores = dict[str, jax.Array]
 """`{group: [units]}`."""
@@ -69,8 +54,7 @@ def on_units(
       {'0': Array([4. , 2.5], dtype=float32)}
     """
     check_units(coupling)
-    if isinstance(how, str) and how not in REDUCTIONS:
-        raise ValueError(f"Unknown reduction {how!r}. Known: {list(REDUCTIONS)}, or a function.")
+    _check_reduction(how)
     reduced = lambda scores: coupling.reduce(scores, how, prunable=prunable)
     if not isinstance(saliency, Saliency):
         return lambda params, batch=None: reduced(saliency(params, batch))
@@ -80,6 +64,11 @@ def on_units(
         return saliency.measure(params, batch)
 
     return Saliency(measure, lambda params, stats: reduced(saliency.score(params, stats)))
+
+
+def _check_reduction(how: Any) -> None:
+    if not callable(how) and how not in REDUCTIONS:
+        raise ValueError(f"Unknown reduction {how!r}. Known: {list(REDUCTIONS)}, or a function.")
 
 
 def unit_magnitude(
@@ -167,7 +156,8 @@ def batch_norm_scale(
       A `Saliency`; it measures nothing, so its batch may be None.
 
     Raises:
-      ValueError: no units, an unknown `how`; when called, groups without a scale, by name.
+      ValueError: no units, an unknown `how`, `missing` not finite; when called, groups without a
+        scale, by name.
 
     References:
       Liu et al. 2017, Learning Efficient Convolutional Networks through Network Slimming; the
@@ -196,10 +186,13 @@ def batch_norm_scale(
             )
         some = _with_members(coupling, {name: found for name, found in members.items() if found})
         found = on_units(some, magnitude(), how, prunable=scales)(params) if some.groups else {}
-        fill = {n: jnp.full(coupling.groups[n].units, missing, jnp.float32) for n in without}
+        fill = {n: jnp.full(coupling.groups[n].units, missing or 0, jnp.float32) for n in without}
         return {name: {**found, **fill}[name] for name in coupling.groups}
 
     check_units(coupling)
+    _check_reduction(how)
+    if missing is not None and not np.isfinite(missing):
+        raise ValueError(f"`missing` is a finite score, got {missing!r}: pruners refuse others.")
     return without_data(score)
 
 
@@ -230,141 +223,7 @@ def random_units(coupling: Coupling, key: jax.Array) -> Saliency:
     )
 
 
-def on_gates(
-    coupling: Coupling, loss: Loss, make: Callable[[Apply, Loss], Saliency]
-) -> Saliency:
-    """A saliency of the gates on all units: every one that weights have, for units.
-
-    A gate of 1 is the model and a gate of 0 the model without the unit (see `jp.coupling.gated`),
-    so what a saliency says about removing the gate `1` is what it says about removing the unit.
-    Places that share a unit share its gate: their gradients add before anything is squared.
-
-    Args:
-      coupling: from `couple`.
-      loss: `(outputs, targets) -> [N]`.
-      make: `(apply, loss) -> Saliency`, for `apply(gates, inputs)`. It runs inside jit.
-
-    Returns:
-      A `Saliency` of `params`, whose stats are those of the gates. Derivatives are taken in the
-      dtype that the model computes in.
-
-    Raises:
-      ValueError: no units, or a loaded coupling without a model; when called, a tree that was not
-        coupled, or inputs that are no tuple where several were coupled.
-      TypeError: when called, `make` returned no `Saliency`.
-
-    Example:
-      >>> from jaxprune.coupling import couple
-      >>> from jaxprune.saliency import taylor
-      >>> w = [jnp.array([[1.0, 2.0]]), jnp.array([[3.0], [0.5]])]
-      >>> coupling = couple(lambda w, x: jax.nn.relu(x @ w[0]) @ w[1], w, jnp.ones((1, 1)))
-      >>> squared = lambda y, t: ((y - t) ** 2)[:, 0]
-      >>> on_gates(coupling, squared, taylor)(w, (jnp.ones((1, 1)), jnp.zeros((1, 1))))
-      {'0': Array([576.,  64.], dtype=float32)}
-    """
-    model = gated_model(coupling)
-
-    def made(params: Params) -> Saliency:
-        saliency: Any = make(model(params), loss)
-        if not isinstance(saliency, Saliency):
-            raise TypeError(
-                "`make(apply, loss)` returns a `Saliency`, such as `jp.saliency.fisher(...)`; got "
-                f"{type(saliency).__name__}."
-            )
-        return saliency
-
-    def measure(params: Params, batch: Batch) -> Stats:
-        return made(params).measure(open_gates(coupling, params), batch)
-
-    def score(params: Params, stats: Stats) -> Scores:
-        return made(params).score(open_gates(coupling, params), stats)
-
-    return Saliency(jax.jit(measure), jax.jit(score))
-
-
-def unit_taylor(coupling: Coupling, loss: Loss) -> Saliency:
-    """First-order Taylor importance of units: `s = |d loss / d gate|`, of the mean loss.
-
-    The derivative is `sum a dloss/da` over all places where the unit's activations a are read.
-    Costs less than a gradient of the batch: no weight's gradient is formed.
-
-    Args:
-      coupling: from `couple`.
-      loss: `(outputs, targets) -> [N]`.
-
-    Raises:
-      ValueError: see `on_gates`.
-
-    References:
-      Mozer and Smolensky 1989, Skeletonization; Molchanov et al. 2019, Importance Estimation for
-      Neural Network Pruning, on gates (they square it, which ranks alike).
-
-    Example:
-      >>> from jaxprune.coupling import couple
-      >>> w = [jnp.array([[1.0, 2.0]]), jnp.array([[3.0], [0.5]])]
-      >>> coupling = couple(lambda w, x: jax.nn.relu(x @ w[0]) @ w[1], w, jnp.ones((1, 1)))
-      >>> scores = unit_taylor(coupling, lambda y, t: ((y - t) ** 2)[:, 0])
-      >>> scores(w, (jnp.ones((1, 1)), jnp.zeros((1, 1))))
-      {'0': Array([24.,  8.], dtype=float32)}
-    """
-    model = gated_model(coupling)
-
-    @jax.jit
-    def means(params: Params, batch: Batch) -> PyTree:
-        mean_loss = objective.mean_loss(model(params), loss)
-        with jax.default_matmul_precision("highest"):
-            return objective.gradient(mean_loss, open_gates(coupling, params), batch)
-
-    return from_means(means, lambda params, gradient: jax.tree.map(jnp.abs, gradient))
-
-
-def unit_fisher(coupling: Coupling, loss: Loss) -> Saliency:
-    """Fisher pruning: `s = mean_n (d loss_n / d gate)^2 / 2`, gradients of single examples.
-
-    One backward pass: of each example only its gradients in the gates are kept, [N, units]. Where
-    examples depend on each other (training-mode BatchNorm) it is one backward pass an example.
-
-    Args:
-      coupling: from `couple`.
-      loss: `(outputs, targets) -> [N]`.
-
-    Raises:
-      ValueError: see `on_gates`.
-
-    References:
-      Theis et al. 2018, Faster gaze prediction with dense networks and Fisher pruning, equation
-      10; Crowley et al. 2018, Pruning neural networks: is it time to nip it in the bud?
-
-    Example:
-      >>> from jaxprune.coupling import couple
-      >>> w = [jnp.array([[1.0, 2.0]]), jnp.array([[3.0], [0.5]])]
-      >>> coupling = couple(lambda w, x: jax.nn.relu(x @ w[0]) @ w[1], w, jnp.ones((1, 1)))
-      >>> scores = unit_fisher(coupling, lambda y, t: ((y - t) ** 2)[:, 0])
-      >>> scores(w, (jnp.ones((1, 1)), jnp.zeros((1, 1))))
-      {'0': Array([288.,  32.], dtype=float32)}
-    """
-    model, whole = gated_model(coupling), one_input(coupling)
-
-    @jax.jit
-    def means(params: Params, batch: Batch) -> PyTree:
-        losses = objective.example_losses(model(params), loss)
-        gates = open_gates(coupling, params)
-        inputs, _ = objective.split_batch(batch)
-        with jax.default_matmul_precision("highest"):
-            if independent_examples(whole(source_of(coupling).apply), params, inputs):
-                single = lambda gates, one: losses(gates, jax.tree.map(lambda x: x[None], one))[0]
-                rows = jax.vmap(jax.grad(single), (None, 0))(gates, tuple(batch))
-            else:
-                values, pull = jax.vjp(lambda gates: losses(gates, batch), gates)
-                rows = jax.lax.map(lambda one: pull(one)[0], jnp.eye(len(values), dtype=values.dtype))
-        return jax.tree.map(lambda g: jnp.mean(jnp.square(g), axis=0) / 2, rows)
-
-    return from_means(means, lambda params, halves: halves)
-
-
-def per_cost(
-    scores: Any, coupling: Coupling, what: str | Mapping[str, Any] = "parameters"
-) -> Any:
+def per_cost(scores: Any, coupling: Coupling, what: str | Mapping[str, Any] = "parameters") -> Any:
     """Importance per cost: unit scores divided by what removing one unit, and no other, saves.
 
     Args:
@@ -406,3 +265,30 @@ def per_cost(
     if not callable(scores):
         raise TypeError(f"Scores are a mapping, a Saliency or a function, got {type(scores)}.")
     return lambda params, batch=None: divided(scores(params, batch))
+
+
+def _costs(coupling: Coupling, what: str | Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What one unit costs, `{group: [units]}`, checked."""
+    check_units(coupling)
+    if isinstance(what, Mapping):
+        if set(what) != set(coupling.groups):
+            raise ValueError(
+                f"Costs are given for {sorted(what)}, the groups are {sorted(coupling.groups)}. "
+                "Give every group a number, or one for each of its units."
+            )
+        found = {name: np.asarray(what[name], np.float64) for name in coupling.groups}
+    else:
+        found = coupling.unit_costs(what)
+    for name, cost in found.items():
+        units = coupling.groups[name].units
+        if cost.shape not in ((), (units,)):
+            raise ValueError(
+                f"The costs of {name!r} have shape {cost.shape}, the group has {units} units."
+            )
+        if not (np.isfinite(cost) & (cost > 0)).all():
+            raise ValueError(
+                f"A unit of {name!r} costs {cost.min():g} {what if isinstance(what, str) else ''}"
+                ": costs are positive and finite. Take another kind of cost, or average repeated "
+                "measurements until they are."
+            )
+    return {name: np.broadcast_to(c, coupling.groups[name].units) for name, c in found.items()}
