@@ -3,12 +3,15 @@
 A checkpoint is two Orbax items: `tree`, a flat dictionary from the names of leaves to arrays, and
 `leaves`, a JSON with the shape and dtype of each, which a restore is checked against. Orbax's own
 nested trees will not do: they refuse bare arrays and empty ones, and mix up `a.b` with `a/b`.
+
+That of a shrunk model has two more, `shrunk` and `function`, see `shrunk_checkpoint`.
 """
 
 from __future__ import annotations
 
 import operator
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import trees
-from jaxprune.types import PyTree
+from jaxprune import shrunk_checkpoint, trees
+from jaxprune.coupling import Coupling
+from jaxprune.coupling.groups import Kept
+from jaxprune.shrunk_checkpoint import Shrunk, by_name, is_key, key_impl
+from jaxprune.types import Apply, PyTree
 
 _NUMBERS = (bool, int, float, complex)
 _KINDS = (jnp.bool_, jnp.number)
-
-
-def _by_name(tree: PyTree) -> dict[str, Any]:
-    """Leaves by name, in flattening order; should two names be the same, the later gets a `'`."""
-    found: dict[str, Any] = {}
-    for name, leaf in trees.named_leaves(tree):
-        while name in found:
-            name += "'"
-        found[name] = leaf
-    return found
-
-
-def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(trees.dtype_of(leaf), jax.dtypes.prng_key)
 
 
 def _described(leaves: dict[str, Any]) -> dict[str, list[Any]]:
@@ -80,9 +72,16 @@ def save(directory: str | Path, tree: PyTree, *, step: int, keep: int | None = N
       ...     restore(directory, {"w": jnp.zeros(3)})["w"]
       Array([0., 1., 2.], dtype=float32)
     """
+    _save(directory, tree, {}, step, keep)
+
+
+def _save(
+    directory: str | Path, tree: PyTree, more: dict[str, Any], step: int, keep: int | None = None
+) -> None:
+    """Save a tree, and more items under their names: JSON, or one array of bytes."""
     import orbax.checkpoint as ocp
 
-    step, leaves = operator.index(step), _by_name(tree)
+    step, leaves = operator.index(step), by_name(tree)
     _check_step(directory, step, keep)
     for name, leaf in leaves.items():
         _check_leaf(name, leaf)
@@ -90,6 +89,9 @@ def save(directory: str | Path, tree: PyTree, *, step: int, keep: int | None = N
     items = {"leaves": ocp.args.JsonSave(_described(leaves))}
     if data:
         items["tree"] = ocp.args.StandardSave(data)
+    for name, item in more.items():
+        is_json = isinstance(item, dict)
+        items[name] = ocp.args.JsonSave(item) if is_json else ocp.args.StandardSave({"bytes": item})
     Path(directory).mkdir(parents=True, exist_ok=True)
     with _orbax() as orbax:
         orbax.save(_path(directory, step), args=ocp.args.Composite(**items))
@@ -122,7 +124,7 @@ def _check_step(directory: str | Path, step: int, keep: int | None) -> None:
 def _check_leaf(name: str, leaf: Any) -> None:
     kind, arrays = type(leaf).__name__, (jax.Array, np.ndarray, np.generic)
     dtype = trees.dtype_of(leaf) if isinstance(leaf, (*arrays, *_NUMBERS)) else None
-    if dtype is None or not (_is_key(leaf) or any(jnp.issubdtype(dtype, t) for t in _KINDS)):
+    if dtype is None or not (is_key(leaf) or any(jnp.issubdtype(dtype, t) for t in _KINDS)):
         raise TypeError(
             f"Cannot save {trees.label(name)}: it is a {kind}{f' of {dtype}' if dtype else ''}, "
             "and a checkpoint holds arrays and numbers. Take it out of the tree."
@@ -138,7 +140,7 @@ def _as_data(leaf: Any) -> Any:
     """PRNG keys travel as their integers, Python numbers as arrays; the rest as it is."""
     if isinstance(leaf, _NUMBERS):
         return np.asarray(leaf)
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def steps(directory: str | Path) -> list[int]:
@@ -173,22 +175,128 @@ def restore(directory: str | Path, like: PyTree, *, step: int | None = None) -> 
     """
     import orbax.checkpoint as ocp
 
+    step = _existing(directory, step)
+    leaves = by_name(like)
+    saved = _read(directory, step, leaves=ocp.args.JsonRestore())
+    _check_saved(saved["leaves"], _described(leaves), directory)
+    target = {name: _target(leaf) for name, leaf in leaves.items() if np.size(leaf)}
+    data: dict[str, Any] = {}
+    if target:
+        data = _read(directory, step, tree=ocp.args.StandardRestore(target))["tree"]
+    restored = [_as_saved(leaf, data.get(name)) for name, leaf in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), restored)
+
+
+def save_shrunk(
+    directory: str | Path,
+    small: PyTree,
+    coupling: Coupling,
+    kept: Kept,
+    *,
+    step: int = 0,
+    apply: Apply | None = None,
+    inputs: Any = None,
+    platforms: Sequence[str] | None = None,
+) -> None:
+    """Save a shrunk model so that a process without its code, or its tree, can restore it.
+
+    Args:
+      directory: where checkpoints live; made if missing.
+      small: the shrunk variables.
+      coupling: what lives together in the dense model; saved without the model.
+      kept: the units that were kept, `{group: bool[units]}`.
+      step: the step number, >= 0.
+      apply: the shrunk model, `apply(small, *inputs)`, such as `shrunk_apply(coupling, kept)`. It
+        is saved as compiled code (StableHLO, by `jax.export`), for inputs of these shapes.
+      inputs: what it is called on, a tuple, or the only input; arrays or shapes.
+      platforms: what it is compiled for, such as `("cpu", "cuda")` (default: what it runs on).
+
+    Raises:
+      ValueError: as `save`; `small` that does not have the shapes that `kept` leaves (the leaf is
+        named); only one of `apply` and `inputs`; inputs or outputs of a custom pytree type.
+      TypeError: as `save`. ImportError: with `apply`, if flatbuffers is not installed.
+
+    Example:
+      >>> import tempfile
+      >>> from jaxprune.coupling import couple, shrunk_apply
+      >>> from jaxprune.structure import shrink_units
+      >>> apply = lambda w, x: jax.nn.relu(x @ w["in"]) @ w["out"]
+      >>> w, x = {"in": jnp.ones((3, 4)), "out": jnp.ones((4, 2))}, jnp.ones((1, 3))
+      >>> coupling, kept = couple(apply, w, x), {"in": np.array([True, False, True, False])}
+      >>> small, code = shrink_units(w, kept, coupling), shrunk_apply(coupling, kept)
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     save_shrunk(directory, small, coupling, kept, apply=code, inputs=x)
+      ...     found = restore_shrunk(directory)
+      >>> found.variables["in"].shape, found.apply(found.variables, x)
+      ((3, 2), Array([[6., 6.]], dtype=float32))
+    """
+    leaves = by_name(small)
+    for name, leaf in leaves.items():
+        _check_leaf(name, leaf)
+    about, code = shrunk_checkpoint.pack(leaves, coupling, kept, apply, small, inputs, platforms)
+    more = {"shrunk": about} | ({} if code is None else {"function": code})
+    _save(directory, small, more, step)
+
+
+def restore_shrunk(
+    directory: str | Path, step: int | None = None, *, like: PyTree = None
+) -> Shrunk:
+    """Restore what `save_shrunk` saved; needs neither the model's code nor a tree like it.
+
+    Args:
+      directory: where checkpoints live.
+      step: which checkpoint (default: the newest).
+      like: a tree to restore into, as for `restore`. Without one the variables come back as
+        nested dictionaries, a leaf's name being its path: `layers/0/kernel` is at
+        `["layers"]["0"]["kernel"]`, whatever lists, dataclasses or NNX states there were (an NNX
+        variable without its `.value`); a bare array as itself.
+
+    Returns:
+      Variables, coupling (without a model, see `coupling.with_model`), kept units, and `apply`,
+      which takes the variables in either form; None if none was saved. It cannot be
+      differentiated, and takes inputs of the shapes it was saved with.
+
+    Raises:
+      FileNotFoundError: no such checkpoint. ImportError: flatbuffers is needed, not installed.
+      ValueError: a checkpoint of another kind, or damaged; `like` differs from what was saved.
+    """
+    import orbax.checkpoint as ocp
+
+    step = _existing(directory, step)
+    if not (_path(directory, step) / "shrunk").is_dir():
+        raise ValueError(
+            f"The checkpoint of step {step} in {directory} holds no shrunk model, but a tree: "
+            "restore it by `restore`, or save by `save_shrunk`."
+        )
+    json = {name: ocp.args.JsonRestore() for name in ("leaves", "shrunk")}
+    found = _read(directory, step, **json)
+    with shrunk_checkpoint.damage(directory, step):
+        about = shrunk_checkpoint.unpack(found["leaves"], found["shrunk"])
+    variables = restore(directory, about.leaves if like is None else like, step=step)
+    code = None
+    if about.code:
+        target = {"bytes": np.zeros(about.code.size, np.uint8)}
+        found = _read(directory, step, function=ocp.args.StandardRestore(target))
+        code = np.asarray(found["function"]["bytes"])
+    with shrunk_checkpoint.damage(directory, step):
+        return shrunk_checkpoint.restored(about, variables, code, nest=like is None)
+
+
+def _existing(directory: str | Path, step: int | None) -> int:
+    """The step of a complete checkpoint, the newest one by default."""
     known = steps(directory)
     if not known or (step is not None and step not in known):
         wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
         raise FileNotFoundError(f"{directory} has {wanted}; complete ones: {known or 'none'}.")
-    step = known[-1] if step is None else step
-    leaves = _by_name(like)
-    target = {name: _target(leaf) for name, leaf in leaves.items() if np.size(leaf)}
-    path = _path(directory, operator.index(step))
-    with _orbax() as orbax:
-        saved = orbax.restore(path, args=ocp.args.Composite(leaves=ocp.args.JsonRestore()))
-        _check_saved(saved["leaves"], _described(leaves), directory)
-        items = {"tree": ocp.args.StandardRestore(target)} if target else {}
-        found = orbax.restore(path, args=ocp.args.Composite(**items))
-    data = found["tree"] if target else {}
-    restored = [_as_saved(leaf, data.get(name)) for name, leaf in leaves.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), restored)
+    return known[-1] if step is None else operator.index(step)
+
+
+def _read(directory: str | Path, step: int, **items: Any) -> Any:
+    """Items of a checkpoint that is complete, so that an error means it was damaged."""
+    import orbax.checkpoint as ocp
+
+    with _orbax() as orbax, shrunk_checkpoint.damage(directory, step):
+        return orbax.restore(_path(directory, step), args=ocp.args.Composite(**items))
 
 
 def _placement(leaf: Any) -> Any:
@@ -198,7 +306,7 @@ def _placement(leaf: Any) -> Any:
 
 def _target(leaf: Any) -> Any:
     """What Orbax is to read a leaf into: an array placed as the leaf is, or one on the host."""
-    if _is_key(leaf):
+    if is_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     elif _placement(leaf) is not None:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_placement(leaf))
@@ -214,17 +322,10 @@ def _as_saved(leaf: Any, data: Any) -> Any:
     if isinstance(leaf, np.ndarray | np.generic):
         return data[()] if isinstance(leaf, np.generic) else data
     array = jnp.asarray(data)
-    if _is_key(leaf):
-        array = jax.random.wrap_key_data(array, impl=_key_impl(leaf))
+    if is_key(leaf):
+        array = jax.random.wrap_key_data(array, impl=key_impl(leaf))
     placement = _placement(leaf)
     return array if placement is None else jax.device_put(array, placement)
-
-
-def _key_impl(leaf: Any) -> Any:
-    """The kind of a PRNG key; inside a trace, where an abstract key will do."""
-    found: list[Any] = []
-    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
-    return found[0]
 
 
 def _check_saved(saved: dict[str, Any], wanted: dict[str, Any], directory: Any) -> None:

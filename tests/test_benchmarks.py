@@ -43,6 +43,21 @@ def test_the_curvature_benchmark_prints_its_tables_and_saves_nothing_unasked(onl
     assert saved() == before
 
 
+@pytest.mark.parametrize(
+    ("only", "told"),
+    [
+        ("trace", "make_jaxpr"),
+        ("speed", "FLOPs"),
+        ("peers", "Torch-Pruning"),  # its rows, or why they are skipped
+    ],
+)
+def test_the_structure_benchmark_prints_its_tables_and_saves_nothing_unasked(only, told):
+    saved = lambda: {p.name: p.read_text() for p in (ROOT / "benchmarks/results").glob("struc*.md")}
+    before = saved()
+    assert told in run("benchmarks/structure.py", "--quick", "--only", only)
+    assert saved() == before
+
+
 def test_a_call_that_does_three_times_the_work_takes_three_times_as_long():
     program = (
         "from benchmarks import measuring\n"

@@ -18,8 +18,8 @@ STAGES = [
     {"saliency", "curvature", "select", "schedule", "structure", "quantize"},
     {"surgeon"},
     {"prune"},
-    {"transforms"},
-    {"reporting", "checkpoint"},
+    {"transforms", "shrunk_checkpoint"},
+    {"reporting", "checkpoint", "nnx_modules"},
 ]
 LEVEL = {stage: i for i, stages in enumerate(STAGES) for stage in stages}
 CORE = {stage for stages in STAGES[:-1] for stage in stages}

@@ -8,6 +8,12 @@ from jaxprune.reporting.records import Cost, Report, Row, Totals
 from jaxprune.reporting.rendering import as_text
 from jaxprune.reporting.spread import mean_and_spread, paired_difference
 from jaxprune.reporting.storage import bitmask_bytes, csr_bytes, dense_bytes, leaf_bytes
+from jaxprune.reporting.structure_report import (
+    StructureReport,
+    milliseconds,
+    structure_report,
+    unit_milliseconds,
+)
 from jaxprune.reporting.tables import method_table, summarise
 from jaxprune.reporting.timing import Latency, latencies, latency
 
@@ -17,6 +23,7 @@ __all__ = [
     "Report",
     "Row",
     "Sensitivity",
+    "StructureReport",
     "Totals",
     "accuracy_plot",
     "as_text",
@@ -32,9 +39,12 @@ __all__ = [
     "leaf_bytes",
     "mean_and_spread",
     "method_table",
+    "milliseconds",
     "paired_difference",
     "report",
     "sensitivity",
     "sensitivity_plot",
+    "structure_report",
     "summarise",
+    "unit_milliseconds",
 ]
