@@ -1,7 +1,8 @@
 """jaxprune: functional pruning for JAX.
 
-The flow: a saliency scores parameters, a selection turns scores into a mask, a Pruner does both,
-Optax transformations keep the mask inside a jitted train step, and a report says what was done.
+The flow: a saliency scores parameters (or whole units, found by `couple`), a selection turns scores
+into a mask, a Pruner does both, Optax transformations keep the mask inside a jitted train step,
+`shrink` removes units for real, and a report says what was done.
 """
 
 from jaxprune import (
@@ -18,6 +19,7 @@ from jaxprune import (
     types,
 )
 from jaxprune.coupling import Coupling, couple, shrunk_apply
+from jaxprune.nnx_modules import shrink_module
 from jaxprune.pooling import max_pool
 from jaxprune.prune import iterative, one_shot
 from jaxprune.reporting import report
@@ -62,6 +64,7 @@ __all__ = [
     "schedule",
     "select",
     "shrink",
+    "shrink_module",
     "shrunk_apply",
     "straight_through",
     "structure",
