@@ -109,5 +109,5 @@ def table(coupling: Any) -> str:
 
 
 def _range(numbers: np.ndarray) -> str:
-    low, high = int(numbers.min()), int(numbers.max())
+    low, high = round(float(numbers.min())), round(float(numbers.max()))
     return f"{low:,}" if low == high else f"{low:,} .. {high:,}"

@@ -58,8 +58,10 @@ def _same(frame: Frame, equation: Equation, operands: Sequence[Value]) -> list[V
 def _dot(frame: Frame, equation: Equation, operands: Sequence[Value]) -> list[Value]:
     contracted, batched = equation.params["dimension_numbers"]
     left, right = operands
-    for (a, b), text in [(p, "contracted") for p in zip(*contracted, strict=True)] + [
-        (p, "a batch axis") for p in zip(*batched, strict=True)
+    for (a, b), text in [
+        (p, "contracted with an axis that keeps its length") for p in zip(*contracted, strict=True)
+    ] + [
+        (p, "a batch axis of a product, which keeps its length") for p in zip(*batched, strict=True)
     ]:
         frame.unite(left.labels[a], right.labels[b], text, equation)
     varying = 0 if left.varies or not right.varies else 1
@@ -111,7 +113,12 @@ def _convolution(frame: Frame, equation: Equation, operands: Sequence[Value]) ->
     varying = 0 if inputs.varies or not kernel.varies else 1
     axis = (lhs_in, rhs_in)[varying]
     if groups == 1:
-        frame.unite(channels, kernel.labels[rhs_in], "channels of a convolution", equation)
+        frame.unite(
+            channels,
+            kernel.labels[rhs_in],
+            "channels of a convolution, which keep their length",
+            equation,
+        )
         n = len(channels)
         exact = zeros_of(inputs.emits[lhs_in], n) | zeros_of(kernel.emits[rhs_in], n)
         frame.end("contraction", varying, axis, operands, exact, "contracted")
