@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import trees
 from jaxprune.coupling.groups import Coupling
+from jaxprune.structure.slices import take_slices
 from jaxprune.types import PyTree
 
 
@@ -34,7 +34,7 @@ def carry_along(
     results = []
     for other in others:
         fresh = _fresh(other, optimizer, variables, small)
-        leaves, structure = jax.tree.flatten(other)
+        structure = jax.tree.structure(other)
         named = trees.named_leaves(other)
         new, renewed = [], []
         for place, (name, leaf) in enumerate(named):
@@ -43,6 +43,8 @@ def carry_along(
                 new.append(leaf)
                 continue
             found = _sliced(leaf, coupling.shapes[number], coupling.labels[number], flags)
+            if found is None and fresh is not None and np.shape(leaf) == np.shape(fresh[place]):
+                found = leaf  # a placeholder of Adafactor's, say
             if fresh is not None and (found is None or np.shape(found) != np.shape(fresh[place])):
                 renewed.append(name)
                 found = fresh[place]
@@ -59,7 +61,6 @@ def carry_along(
                 stacklevel=3,
             )
         results.append(jax.tree.unflatten(structure, new))
-        del leaves
     return results
 
 
@@ -126,11 +127,8 @@ def _sliced(
         if len(ways) != 1:
             return None
         match = ways[0]
-    for axis, source in enumerate(match):
-        keep = flags[axes[source]]
-        if not keep.all():
-            leaf = jnp.take(jnp.asarray(leaf), np.flatnonzero(keep), axis=axis)
-    return leaf
+    keeps = [(axis, flags[axes[source]]) for axis, source in enumerate(match)]
+    return take_slices(leaf, [(axis, np.flatnonzero(k)) for axis, k in keeps if not k.all()])
 
 
 def _subsequences(short: tuple[int, ...], long: tuple[int, ...]) -> list[list[int]]:

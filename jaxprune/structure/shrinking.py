@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from jaxprune import trees
 from jaxprune.coupling.groups import Coupling, Kept
 from jaxprune.structure.carrying import carry_along
 from jaxprune.structure.dead import dead_units
+from jaxprune.structure.slices import cut
 from jaxprune.types import Mask, Params, PyTree
 
 
@@ -96,13 +94,3 @@ def shrink_units(variables: Params, kept: Kept, coupling: Coupling) -> Params:
     leaves, structure = jax.tree.flatten(variables)
     small = [cut(leaf, axes, flags) for leaf, axes in zip(leaves, coupling.labels, strict=True)]
     return jax.tree.unflatten(structure, small)
-
-
-def cut(leaf: Any, axes: Sequence[np.ndarray], flags: np.ndarray) -> Any:
-    """A leaf without the slices whose flag is False; of an abstract leaf, the shape."""
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(tuple(int(flags[ids].sum()) for ids in axes), leaf.dtype)
-    for axis, ids in enumerate(axes):
-        if not flags[ids].all():
-            leaf = jnp.take(jnp.asarray(leaf), np.flatnonzero(flags[ids]), axis=axis)
-    return leaf
