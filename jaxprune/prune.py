@@ -69,10 +69,8 @@ def one_shot(saliency: ScoreFunction, select: Selection) -> Pruner:
         old = trees.full_mask(params) if mask is None else mask
         if mask is not None:
             params = trees.apply_mask(params, mask)
-        scores = saliency(params, batch)
-        trees.check_like(params, scores, "scores")
-        bad = bad_scores(scores, flags)
-        new = select.choose(params, hide_pruned(scores, old, flags), sparsity)
+        shown, bad = candidates(select, params, saliency(params, batch), old)
+        new = select.choose(params, shown, sparsity)
         if bad is not None:
             new = jax.tree.map(lambda n, o: jnp.where(bad == 0, n, o), new, old)
         new = jax.tree.map(jnp.logical_and, new, old)
@@ -93,18 +91,13 @@ def _prune_units(
     mask: Mask | None,
 ) -> Pruned:
     """The same for whole units: scores are `{group: [units]}`, or elementwise and reduced."""
-    coupling, read = select.coupling, select.read
-    assert read is not None
+    coupling = select.coupling
     coupling.check(params)
     old = trees.full_mask(params) if mask is None else mask
     if mask is not None:
         params = trees.apply_mask(params, mask)
-    scores = read(saliency(params, batch))
-    bad = bad_scores(scores, [True] * len(scores))
-    if mask is not None:
-        kept = coupling.kept(mask)
-        scores = {name: jnp.where(kept[name], s, -jnp.inf) for name, s in scores.items()}
-    new = select.choose(params, scores, sparsity)
+    shown, bad = candidates(select, params, saliency(params, batch), mask)
+    new = select.choose(params, shown, sparsity)
     if bad is not None:
         new = jax.tree.map(lambda n, o: jnp.where(bad == 0, n, o), new, old)
     new = jax.tree.map(jnp.logical_and, new, old)
@@ -122,6 +115,44 @@ def _prune_units(
     if bad is not None:
         info["bad_scores"] = bad
     return Pruned(trees.apply_mask(params, new), new, info)
+
+
+def candidates(
+    select: Selection, params: Params, scores: Scores, mask: Mask | None
+) -> tuple[Scores, jax.Array | None]:
+    """The scores that a selection chooses from, `-inf` for what the mask has pruned.
+
+    Returns:
+      The scores (by unit, for a selection of units), and inside jit how many are bad.
+
+    Raises:
+      ValueError: trees that differ, NaN or infinite scores; the leaf or the group is named.
+    """
+    if select.coupling is None:
+        trees.check_like(params, scores, "scores")
+        flags = trees.prunable_flags(params, select.prunable)
+        bad = bad_scores(scores, flags)
+        return (scores if mask is None else hide_pruned(scores, mask, flags)), bad
+    assert select.read is not None
+    units = select.read(scores)
+    bad = bad_scores(units, [True] * len(units))
+    if mask is not None:
+        kept = select.coupling.kept(mask)
+        units = {name: jnp.where(kept[name], s, -jnp.inf) for name, s in units.items()}
+    return units, bad
+
+
+def check_prunable(select: Selection, params: Params) -> None:
+    """Raise unless a selection has something to choose from in a tree.
+
+    Raises:
+      ValueError: nothing is prunable, or the tree is not the one that was coupled.
+      TypeError: a leaf to prune that is not floating-point.
+    """
+    if select.coupling is None:
+        trees.prunable_flags(params, select.prunable)
+    else:
+        select.coupling.check(params)
 
 
 def bad_scores(scores: Scores, flags: list[bool]) -> jax.Array | None:

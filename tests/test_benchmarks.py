@@ -46,7 +46,7 @@ def test_the_curvature_benchmark_prints_its_tables_and_saves_nothing_unasked(onl
 @pytest.mark.parametrize(
     ("only", "told"),
     [
-        ("trace", "make_jaxpr"),
+        ("trace", "groups"),
         ("speed", "FLOPs"),
         ("peers", "Torch-Pruning"),  # its rows, or why they are skipped
     ],

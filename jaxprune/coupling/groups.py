@@ -235,9 +235,10 @@ class Coupling:
                     "anew, or pass the whole tree that `apply` takes."
                 )
         if len(ours) != len(found):
+            apart = sorted(set(dict(ours)) ^ set(dict(found)))
             raise ValueError(
-                f"The tree has {len(found)} leaves, the one that was coupled {len(ours)}: "
-                f"{sorted(set(dict(ours)) ^ set(dict(found)))}."
+                f"The tree differs from the one that was coupled: it has {len(found)} leaves instead "
+                f"of {len(ours)}; only in one of them: {apart}."
             )
 
     def units_of(self, reading: Reading) -> np.ndarray:

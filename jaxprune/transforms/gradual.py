@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import trees
-from jaxprune.prune import bad_scores, hide_pruned
+from jaxprune.prune import candidates, check_prunable
 from jaxprune.transforms.mask_state import (
     MaskState,
     initial_state,
@@ -94,7 +94,7 @@ def unpruned_state(params: Params, select: Selection) -> MaskState:
       ValueError: nothing to prune. TypeError: a leaf to prune that is not floating-point.
     """
     if not is_empty(params):
-        trees.prunable_flags(params, select.prunable)
+        check_prunable(select, params)
     return initial_state(trees.full_mask(params), params)
 
 
@@ -117,14 +117,12 @@ def mask_updater(
     """
 
     def refresh(state: MaskState, params: Params, batch: Batch) -> MaskState:
-        flags = trees.prunable_flags(params, select.prunable)
+        check_prunable(select, params)
         target = jnp.asarray(schedule(state.step), jnp.float32)
 
         def redraw(mask: Mask) -> tuple[Mask, jax.Array]:
             scores = saliency(params, batch)
-            trees.check_like(params, scores, "scores")
-            bad = bad_scores(scores, flags)
-            shown = scores if revive else hide_pruned(scores, mask, flags)
+            shown, bad = candidates(select, params, scores, None if revive else mask)
             drawn = select.choose(params, shown, target)
             ok = jnp.bool_(True) if bad is None else bad == 0
             new = lambda d, m: jnp.where(ok, d if revive else d & m, m)

@@ -63,6 +63,11 @@ def straight_through(
       [Array([[5., 0.]], dtype=float32)]
     """
     _check_every(every)
+    if select.coupling is not None:
+        raise ValueError(
+            "`straight_through` keeps dense copies of weights, and units have biases and "
+            "statistics besides: prune units with `prune_gradually`."
+        )
     refresh = mask_updater(saliency, select, schedule, every, revive=True)
 
     def init(params: Params) -> MaskState:
