@@ -237,8 +237,8 @@ class Coupling:
         if len(ours) != len(found):
             apart = sorted(set(dict(ours)) ^ set(dict(found)))
             raise ValueError(
-                f"The tree differs from the one that was coupled: it has {len(found)} leaves instead "
-                f"of {len(ours)}; only in one of them: {apart}."
+                f"The tree differs from the one that was coupled: it has {len(found)} leaves "
+                f"instead of {len(ours)}; only in one of them: {apart}."
             )
 
     def units_of(self, reading: Reading) -> np.ndarray:
