@@ -93,15 +93,16 @@ def _prune_units(
     """The same for whole units: scores are `{group: [units]}`, or elementwise and reduced."""
     coupling = select.coupling
     coupling.check(params)
-    old = trees.full_mask(params) if mask is None else mask
     if mask is not None:
         params = trees.apply_mask(params, mask)
     shown, bad = candidates(select, params, saliency(params, batch), mask)
     new = select.choose(params, shown, sparsity)
     if bad is not None:
+        old = trees.full_mask(params) if mask is None else mask
         new = jax.tree.map(lambda n, o: jnp.where(bad == 0, n, o), new, old)
-    new = jax.tree.map(jnp.logical_and, new, old)
-    units: dict[str, Any] = {name: jnp.sum(flags) for name, flags in coupling.kept(new).items()}
+    if mask is not None:
+        new = jax.tree.map(jnp.logical_and, new, mask)
+    units: dict[str, Any] = {name: flags.sum() for name, flags in coupling.kept(new).items()}
     if not trees.is_traced(units):
         units = {name: int(n) for name, n in units.items()}
     kept_units: Any = sum(units.values())

@@ -173,10 +173,28 @@ def apply_mask(params: Params, mask: Mask) -> Params:
     def masked(leaf: Any, keep: Any) -> Any:
         if not jnp.issubdtype(dtype_of(leaf), jnp.number):
             return leaf  # PRNG keys and flags have no zero, and are never prunable
+        if on_host(leaf) and on_host(keep):
+            return from_host(np.where(keep, leaf, np.zeros((), leaf.dtype)), leaf)
         leaf = jnp.asarray(leaf)
         return jnp.where(keep, leaf, jnp.zeros((), leaf.dtype))
 
     return jax.tree.map(masked, params, mask)
+
+
+def on_host(leaf: Any) -> bool:
+    """True for a concrete array in the memory of the only kind of device there is, one CPU.
+
+    NumPy works on such an array in place, where XLA would compile a program for every shape.
+    """
+    if not isinstance(leaf, jax.Array) or is_traced(leaf):
+        return False
+    plain = not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return plain and leaf.devices() == {jax.devices("cpu")[0]} == {jax.devices()[0]}
+
+
+def from_host(array: Any, like: jax.Array) -> jax.Array:
+    """A NumPy array as a JAX array, where another one is."""
+    return jax.device_put(array, like.sharding) if like.committed else jnp.asarray(array)
 
 
 def is_traced(*trees: PyTree) -> bool:

@@ -164,12 +164,20 @@ def _share(own: Any, sparsity: Any) -> Any:
 def _best(scores: jax.Array, sparsity: Any, floor: int) -> jax.Array:
     """The best units of one group, `round(sparsity * n)` fewer than n, but at least the floor."""
     n = len(scores)
-    goes = jnp.minimum(counts.pruned_count(sparsity, n), max(n - floor, 0))
-    return _first(scores, n - goes)
+    goes = counts.pruned_count(sparsity, n)
+    most = max(n - floor, 0)
+    return _first(
+        scores, n - (min(goes, most) if isinstance(goes, int) else jnp.minimum(goes, most))
+    )
 
 
 def _first(scores: jax.Array, wanted: Any) -> jax.Array:
     """The `wanted` highest scores, ties by index (the later one stays); never -inf."""
+    if not trees.is_traced((scores, wanted)):  # XLA would compile a sort for every width
+        last = np.argsort(np.asarray(scores), kind="stable")[len(scores) - int(wanted) :]
+        kept = np.zeros(len(scores), bool)
+        kept[last] = True
+        return jnp.asarray(kept & (np.asarray(scores) > -np.inf))
     order = jnp.argsort(scores, stable=True)
     rank = jnp.zeros(len(scores), jnp.int32).at[order].set(jnp.arange(len(scores)))
     return (rank >= len(scores) - wanted) & (scores > -jnp.inf)

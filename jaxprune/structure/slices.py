@@ -22,21 +22,14 @@ def cut(leaf: Any, axes: Sequence[np.ndarray], flags: np.ndarray) -> Any:
 
 
 def take_slices(leaf: Any, kept: Sequence[tuple[int, np.ndarray]]) -> Any:
-    """Slices of an array along some of its axes.
-
-    In an ordinary CPU array by NumPy: XLA would compile a program for every shape.
-    """
+    """Slices of an array along some of its axes."""
     if not kept:
         return leaf
-    if isinstance(leaf, jax.Array) and not trees.is_traced(leaf) and _on_host(leaf):
+    if trees.on_host(leaf):
+        array = np.asarray(leaf)
         for axis, where in kept:
-            leaf = np.take(np.asarray(leaf), where, axis=axis)
-        return jnp.asarray(leaf)
+            array = np.take(array, where, axis=axis)
+        return trees.from_host(array, leaf)
     for axis, where in kept:
         leaf = jnp.take(jnp.asarray(leaf), where, axis=axis)
     return leaf
-
-
-def _on_host(leaf: jax.Array) -> bool:
-    plain = not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
-    return plain and leaf.devices() == {jax.devices("cpu")[0]} == {jax.devices()[0]}
