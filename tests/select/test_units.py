@@ -13,7 +13,7 @@ from tests.structure.zoo import NETS
 
 @pytest.fixture(scope="module")
 def net():
-    found = NETS["resnet_option_a"]()
+    found = NETS["lenet5"]()
     return found.variables, jp.couple(found.apply, found.variables, *found.inputs)
 
 

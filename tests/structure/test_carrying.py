@@ -35,6 +35,10 @@ OPTIMIZERS = {
 }
 
 
+RARE = ("amsgrad", "rmsprop", "adagrad", "lion", "ema")
+SOME = [pytest.param(n, marks=pytest.mark.slow if n in RARE else ()) for n in OPTIMIZERS]
+
+
 class Net(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):
@@ -67,7 +71,7 @@ def trained(apply, tx, params, statistics, state, x, y, steps):
     return params, state
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", SOME)
 def test_training_goes_on_as_the_masked_run_does(name, problem):
     model, x, y, variables, coupling, kept = problem
     mask = coupling.mask(kept, variables)

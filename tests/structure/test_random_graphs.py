@@ -131,14 +131,14 @@ def check(graph, seed):
     return coupling
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(graphs(), st.integers(0, 100))
 def test_what_is_called_removable_is_removed_exactly(graph, seed):
     check(graph, seed)
 
 
 @pytest.mark.slow
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(graphs(), st.integers(0, 100))
 def test_many_more_graphs(graph, seed):
     check(graph, seed)
@@ -151,4 +151,4 @@ def test_the_graphs_have_units_to_remove():
         graph = [(rng.choice(STEPS), *rng.integers(0, 50, 3)) for _ in range(4)]
         apply, variables = model(graph)
         units.append(jp.couple(apply, variables, jnp.ones((BATCH, 4))).units)
-    assert np.mean(np.array(units) > 0) > 0.5
+    assert np.mean(np.array(units) > 0) > 0.4

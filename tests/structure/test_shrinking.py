@@ -104,7 +104,7 @@ class Conv(nn.Module):
         return nn.Dense(3)(x.mean((1, 2)))
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bias", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_batch_norms_offset_is_folded_through_activation_pooling_and_convolution(bias):
     model = Conv("VALID", bias)
     x = jax.random.normal(jax.random.key(0), (2, 9, 9, 2))

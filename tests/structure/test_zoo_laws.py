@@ -15,12 +15,12 @@ from tests.structure.zoo import FULL, NETS
 
 # One of each kind; the others are in the slow set.
 GRADIENTS = (
-    "activations", "custom_derivatives", "gru", "gqa_transformer", "lenet5", "multi_task",
-    "resnext", "scan_over_layers", "stacked_qkv_gated_heads", "tied_autoencoder", "vgg_bn",
+    "activations", "custom_derivatives", "gru", "lenet5",
+    "resnext", "scan_over_layers", "stacked_qkv_gated_heads", "tied_autoencoder",
 )  # fmt: skip
 FAST = (
-    *GRADIENTS, "bfloat16_mlp", "bidirectional_lstm", "cond", "conv_autoencoder", "convnext",
-    "densenet_bc", "efficientnet", "gan_generator", "glu", "group_norm",
+    *GRADIENTS, "vgg_bn", "multi_task", "gqa_transformer", "bfloat16_mlp", "cond",
+    "conv_autoencoder", "densenet_bc", "efficientnet", "gan_generator", "glu", "group_norm",
     "lstm_fused", "mlp_dataclass", "mlp_mixer", "nnx_cnn",
     "resnet_option_a", "seq2seq_dot_attention", "shuffled_groups",
     "text_cnn", "transformer_translator", "unet_resized", "unused_and_integers",
@@ -28,8 +28,11 @@ FAST = (
 )  # fmt: skip
 
 
-def some(fast):
-    return [pytest.param(n, marks=() if n in fast else pytest.mark.slow) for n in NETS]
+PUBLISHED = ("resnet50", "resnet_145_convs", "densenet_bc_100_12", "mobilenet_v2", "gpt2_small")
+
+
+def some(fast, every=NETS):
+    return [pytest.param(n, marks=() if n in fast else pytest.mark.slow) for n in every]
 
 
 def subset(coupling, seed, share=0.5):
@@ -148,7 +151,14 @@ def test_the_shrunk_model_can_be_coupled_and_shrunk_again(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["lenet5", "resnet18", "efficientnet", "einsum_attention", "gqa_transformer"]
+    "name",
+    [
+        "lenet5",
+        "einsum_attention",
+        "gqa_transformer",
+        pytest.param("resnet18", marks=pytest.mark.slow),
+        pytest.param("efficientnet", marks=pytest.mark.slow),
+    ],
 )
 def test_in_float64_to_the_last_digits(name, x64):
     net = NETS[name]()
@@ -165,7 +175,7 @@ def test_in_float64_to_the_last_digits(name, x64):
         assert float(jnp.max(jnp.abs(a - b))) < 1e-12 * float(jnp.max(jnp.abs(a)))
 
 
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("name", some(PUBLISHED, FULL))
 def test_published_networks_are_coupled_whole(name):
     net = FULL[name]()
     coupling = jp.couple(net.apply, net.variables, *net.inputs)
