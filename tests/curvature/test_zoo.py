@@ -82,7 +82,11 @@ def measured(name: str) -> tuple[Any, Any, Any]:
         return everything(net.params, net.batch)
 
 
-@pytest.fixture(params=ZOO, scope="module")
+# Two thirds of the zoo every time, the rest in the slow set.
+SOME = [pytest.param(n, marks=pytest.mark.slow if i % 3 == 2 else ()) for i, n in enumerate(ZOO)]
+
+
+@pytest.fixture(params=SOME, scope="module")
 def name(request: Any) -> str:
     """All tests of one model in turn, so that they share what is compiled."""
     return request.param
