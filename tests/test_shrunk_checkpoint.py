@@ -16,7 +16,7 @@ from flax.core import freeze
 from jaxprune import checkpoint, trees
 from jaxprune.coupling import couple, shrunk_apply, to_json, with_model
 from jaxprune.structure import shrink_units
-from tests.structure.zoo import NETS
+from tests.structure.net_zoo import NETS
 from tests.transforms import fresh, zoo
 
 

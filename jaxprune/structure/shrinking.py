@@ -49,6 +49,7 @@ def shrink(
       TypeError: a mask that is not bool.
 
     Example:
+      >>> import jax.numpy as jnp, numpy as np
       >>> from jaxprune.coupling import couple
       >>> apply = lambda w, x: jax.nn.relu(x @ w[0]) @ w[1]
       >>> w = [jnp.ones((3, 4)), jnp.ones((4, 2))]

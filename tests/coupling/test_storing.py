@@ -9,7 +9,7 @@ import pytest
 
 from jaxprune.coupling import couple, from_json, gated, ones, shrunk_apply, to_json, with_model
 from jaxprune.structure import shrink, shrink_units
-from tests.structure.zoo import NETS
+from tests.structure.net_zoo import NETS
 
 SOME = ["bfloat16_mlp", "densenet_bc", "glu_interleaved", "lstm_fused", "mlp_list", "nnx_cnn",
         "scan_over_layers", "vit"]  # fmt: skip

@@ -17,7 +17,7 @@ from jaxprune.reporting import (
     unit_milliseconds,
 )
 from jaxprune.structure import shrink_units
-from tests.structure.zoo import NETS
+from tests.structure.net_zoo import NETS
 
 
 def wide(width=512, hidden=2048):

@@ -23,7 +23,7 @@ from tests.saliency.unit_cases import (
     vector,
     weight_gradient,
 )
-from tests.structure.zoo import NETS
+from tests.structure.net_zoo import NETS
 
 saliency, curvature = jp.saliency, jp.curvature
 WRITTEN = ("chain", "residual", "conv")

@@ -11,7 +11,7 @@ import pytest
 import jaxprune as jp
 from tests.near import assert_near
 from tests.saliency.unit_cases import bare, case, conv, loss, near, residual, vector
-from tests.structure.zoo import NETS
+from tests.structure.net_zoo import NETS
 
 saliency = jp.saliency
 

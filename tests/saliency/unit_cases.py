@@ -10,7 +10,7 @@ from jax import lax
 
 import jaxprune as jp
 from tests.near import assert_near
-from tests.structure.zoo import NETS
+from tests.structure.net_zoo import NETS
 
 N = 5
 

@@ -8,7 +8,7 @@ import pytest
 import jaxprune as jp
 from jaxprune import trees
 from jaxprune.select import Budget, lowest_units
-from tests.structure.zoo import NETS
+from tests.structure.net_zoo import NETS
 
 
 @pytest.fixture(scope="module")

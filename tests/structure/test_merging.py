@@ -14,7 +14,7 @@ from jaxprune.structure.merging import merge_pairs, merge_similar
 from jaxprune.structure.shrinking import shrink_units
 from jaxprune.structure.ways import ways_in_and_out
 from tests.near import assert_near, assert_trees_equal
-from tests.structure.zoo import NETS
+from tests.structure.net_zoo import NETS
 
 KEPT = np.array([True, False, True, True, False, True])
 INTO = np.array([0, 2, 2, 3, 0, 5])  # unit 1 is a multiple of 2, unit 4 of 0

@@ -19,8 +19,8 @@ from jaxprune.structure.profiles import (
 )
 from jaxprune.structure.shrinking import shrink_units
 from tests.near import assert_near, assert_trees_equal
+from tests.structure.net_zoo import FULL, NETS
 from tests.structure.test_zoo_laws import subset
-from tests.structure.zoo import FULL, NETS
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from jaxprune.structure.recalibration import recalibrate_batch_norm
 from jaxprune.structure.reconstruction import reconstruct
 from jaxprune.structure.shrinking import shrink_units
 from tests.near import assert_near, assert_trees_equal
+from tests.structure.net_zoo import NETS
 from tests.structure.test_zoo_laws import subset
-from tests.structure.zoo import NETS
 
 KEPT = np.array([True, False, True, True, False, True])
 

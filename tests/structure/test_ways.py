@@ -9,7 +9,7 @@ import jaxprune as jp
 from jaxprune.structure.merging import merge_pairs, merge_similar
 from jaxprune.structure.ways import ways_in_and_out
 from tests.near import assert_trees_equal
-from tests.structure.zoo import NETS
+from tests.structure.net_zoo import NETS
 
 
 def named(members):

@@ -11,7 +11,7 @@ import pytest
 import jaxprune as jp
 from jaxprune import trees
 from jaxprune.jaxpr.flops import flops
-from tests.structure.zoo import FULL, NETS
+from tests.structure.net_zoo import FULL, NETS
 
 # One of each kind; the others are in the slow set.
 GRADIENTS = (
