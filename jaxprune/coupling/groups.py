@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -85,8 +85,9 @@ class Coupling:
         return sum(group.units for group in self.groups.values())
 
     @cached_property
-    def _last(self) -> int:
-        return max((int(g.ids.max()) for g in self.groups.values()), default=0)
+    def numbers(self) -> int:
+        """How many labels of units there are, the 0 of what is never removed included."""
+        return 1 + max((int(g.ids.max()) for g in self.groups.values()), default=0)
 
     def group(self, name: str) -> Group:
         """A group by its name.
@@ -110,7 +111,7 @@ class Coupling:
           TypeError: flags that are not bool.
         """
         traced = trees.is_traced(dict(kept))
-        flags: Any = np.ones(self._last + 1, bool)
+        flags: Any = np.ones(self.numbers, bool)
         for name, keep in kept.items():
             group = self.group(name)
             if np.shape(keep) != (group.units,):
@@ -146,23 +147,13 @@ class Coupling:
         self.check(variables)
         flags = self.vector(kept)
         structure = jax.tree.structure(variables)
-        masks = []
-        for shape, axes in zip(self.shapes, self.labels, strict=True):
-            leaf: Any = (
-                np.ones(shape, bool) if isinstance(flags, np.ndarray) else jnp.ones(shape, bool)
-            )
-            for axis, ids in enumerate(axes):
-                if ids.any():
-                    leaf = leaf & flags[ids].reshape(
-                        [-1 if a == axis else 1 for a in range(len(shape))]
-                    )
-            masks.append(jnp.asarray(leaf))
+        masks = [jnp.asarray(outer(axes, flags)) for axes in self.labels]
         return jax.tree.unflatten(structure, masks)
 
     def kept(self, mask: Mask) -> dict[str, Any]:
         """Which units a mask keeps: a unit is removed if ALL its slices are pruned."""
         self.check(mask)
-        alive: Any = np.zeros(self._last + 1, bool)
+        alive: Any = np.zeros(self.numbers, bool)
         traced = trees.is_traced(mask)
         for leaf, axes in zip(jax.tree.leaves(mask), self.labels, strict=True):
             leaf = leaf if traced else np.asarray(leaf)
@@ -289,7 +280,7 @@ class Coupling:
         Returns:
           `{group: [units]}`, float64.
         """
-        per_label = costs.marginal(self, what, self._last + 1)
+        per_label = costs.marginal(self, what, self.numbers)
         return {name: per_label[group.ids] for name, group in self.groups.items()}
 
     def __str__(self) -> str:
@@ -302,3 +293,13 @@ REDUCTIONS: dict[str, Callable[..., Any]] = {
     "max": jnp.max,
     "norm": lambda x, axis: jnp.sqrt(jnp.sum(jnp.square(x), axis=axis)),
 }
+
+
+def outer(axes: Sequence[np.ndarray], flags: Any) -> Any:
+    """The mask of a leaf, from the labels of its axes: an entry stays if all its slices do."""
+    xp: Any = np if isinstance(flags, np.ndarray) else jnp
+    leaf = xp.ones([len(ids) for ids in axes], bool)
+    for axis, ids in enumerate(axes):
+        if ids.any():
+            leaf = leaf & flags[ids].reshape([-1 if a == axis else 1 for a in range(len(axes))])
+    return leaf

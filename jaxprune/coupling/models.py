@@ -36,7 +36,7 @@ class _Readings:
 
     def __init__(self, coupling: Coupling) -> None:
         self.coupling, self.source = coupling, source_of(coupling)
-        self._by_shape: dict[Any, Reading] = {}
+        self._by_shape: dict[Any, tuple[Reading, np.ndarray]] = {}
 
     def of(self, inputs: tuple[PyTree, ...]) -> tuple[Reading, np.ndarray]:
         """The reading for inputs of these shapes, and the unit of every label's class."""
@@ -46,15 +46,15 @@ class _Readings:
         if key not in self._by_shape:
             like = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
             source = self.source
-            self._by_shape[key] = read(
+            reading = read(
                 source.apply,
                 source.variables,
                 jax.tree.unflatten(structure, like),
                 inexact=source.inexact,
                 choices=source.choices,
             )
-        reading = self._by_shape[key]
-        return reading, self.coupling.units_of(reading)
+            self._by_shape[key] = reading, self.coupling.units_of(reading)
+        return self._by_shape[key]
 
 
 def shrunk_apply(coupling: Coupling, kept: Kept) -> Apply:
@@ -132,7 +132,6 @@ def gated_apply(coupling: Coupling) -> Callable[..., Any]:
         an unknown group, or another number of gates than it has units.
     """
     readings = _Readings(coupling)
-    last = max((int(group.ids.max()) for group in coupling.groups.values()), default=0)
 
     def apply(variables: PyTree, gates: Mapping[str, Any], *inputs: PyTree) -> PyTree:
         coupling.check(variables)
@@ -143,7 +142,7 @@ def gated_apply(coupling: Coupling) -> Callable[..., Any]:
                     f"{coupling.group(name).units} units."
                 )
         reading, units = readings.of(inputs)
-        has = np.zeros(last + 1, bool)
+        has = np.zeros(coupling.numbers, bool)
         for name in gates:
             has[coupling.group(name).ids] = True
         replay = Replay(
@@ -164,7 +163,7 @@ def _along(coupling: Coupling, gates: Mapping[str, Any], units: np.ndarray) -> A
 
     Gates of other groups stay out of it, so that a reader of the jaxpr sees which depends on which.
     """
-    places = np.zeros(max(int(g.ids.max()) for g in coupling.groups.values()) + 1, np.int64)
+    places = np.zeros(coupling.numbers, np.int64)
     parts: list[Any] = [jnp.ones(1, jnp.result_type(float, *gates.values()))]
     count = 1
     for name, gate in gates.items():

@@ -153,15 +153,8 @@ def _custom_jvp(replay: Replay, frame: Frame, equation: Equation, operands: list
 
     def derivative(args: Any, tangents: Any) -> Any:
         """The outputs and their tangents, from the operands and those tangents that exist."""
-
-        def outputs(*moving: Any) -> list[Any]:
-            rest = iter(moving)
-            return equations.apply(
-                equation, [next(rest) if s else a for s, a in zip(smooth, args, strict=True)]
-            )
-
-        moving = tuple(a for a, s in zip(args, smooth, strict=True) if s)
-        return jax.jvp(outputs, moving, tuple(tangents))
+        outputs, moving = _held(equation, args, smooth)
+        return jax.jvp(outputs, tuple(moving), tuple(tangents))
 
     @short.defjvp
     def rule(primals: Any, tangents: Any) -> Any:
@@ -190,14 +183,7 @@ def _custom_vjp(replay: Replay, frame: Frame, equation: Equation, operands: list
 
     def pulled(*args: Any) -> list[Any]:
         """Cotangents of the operands that have one, from the operands and those of the results."""
-
-        def outputs(*moving: Any) -> list[Any]:
-            rest = iter(moving)
-            return equations.apply(
-                equation, [next(rest) if s else a for s, a in zip(smooth, args, strict=False)]
-            )
-
-        moving = [a for a, s in zip(args, smooth, strict=False) if s]
+        outputs, moving = _held(equation, args[: len(smooth)], smooth)
         return list(jax.vjp(outputs, *moving)[1](list(args[len(smooth) :])))
 
     @jax.custom_vjp
@@ -214,6 +200,17 @@ def _custom_vjp(replay: Replay, frame: Frame, equation: Equation, operands: list
 
     short.defvjp(lambda *args: (short(*args), args), back)
     return list(short(*operands))
+
+
+def _held(equation: Equation, args: Any, smooth: list[bool]) -> tuple[Any, list[Any]]:
+    """An equation as a function of its operands that have a derivative, and these operands."""
+
+    def outputs(*moving: Any) -> list[Any]:
+        rest = iter(moving)
+        operands = [next(rest) if s else a for s, a in zip(smooth, args, strict=True)]
+        return equations.apply(equation, operands)
+
+    return outputs, [a for a, s in zip(args, smooth, strict=True) if s]
 
 
 def _lengthened(

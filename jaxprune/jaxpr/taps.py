@@ -20,7 +20,7 @@ from jaxprune.jaxpr.equations import Equation, Program
 from jaxprune.jaxpr.faster import faster
 from jaxprune.types import Apply, Params, PyTree
 
-_SAME_VALUE = ("convert_element_type", "copy", "copy_p", "reduce_precision")
+SAME_VALUE = ("convert_element_type", "copy", "copy_p", "reduce_precision")
 MOVES = ("transpose", "reshape", "squeeze", "expand_dims", "rev", "slice", "broadcast_in_dim")
 _BROADCASTING = ("add", "sub", "mul", "div", "add_any")
 Key = tuple[int, ...]
@@ -234,7 +234,7 @@ def _moved(program: Program, equation: Equation, source: Origin | None) -> Origi
     (operand,) = equation.operands
     assert isinstance(operand, int)
     before, after = program.shapes[operand], program.shapes[equation.results[0]]
-    if equation.name in _SAME_VALUE:
+    if equation.name in SAME_VALUE:
         return source if jnp.issubdtype(after.dtype, jnp.floating) else None
     if equation.name not in MOVES:
         return None

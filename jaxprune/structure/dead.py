@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprune.coupling.groups import Coupling
+from jaxprune.coupling.groups import Coupling, outer
 from jaxprune.jaxpr import equations
 from jaxprune.jaxpr.labels import Emits
 from jaxprune.jaxpr.reading import Reading, read_program
 from jaxprune.structure.folding import Fold, fold
+from jaxprune.structure.slices import numbers
 from jaxprune.types import Mask, Params
 
 
@@ -53,10 +54,10 @@ def dead_units(variables: Params, mask: Mask, coupling: Coupling) -> Dead:
         return Dead(kept, {}, {})
     source = coupling.source
     program, _ = equations.trace(source.apply, source.variables, *source.inputs)
-    values = [_numbers(leaf) for leaf in jax.tree.leaves(variables)]
+    values = [numbers(leaf) for leaf in jax.tree.leaves(variables)]
     folds: dict[int, np.ndarray] = {}
     while True:
-        masks = [m & _outer(axes, flags) for m, axes in zip(masks, coupling.labels, strict=True)]
+        masks = [m & outer(axes, flags) for m, axes in zip(masks, coupling.labels, strict=True)]
         held = [
             np.where(m, v, 0) + folds.get(number, 0)
             for number, (m, v) in enumerate(zip(masks, values, strict=True))
@@ -77,20 +78,6 @@ def dead_units(variables: Params, mask: Mask, coupling: Coupling) -> Dead:
                     "they feed: nothing would be left of the layer. Keep at least one (a floor in "
                     "the selection), or leave the group out."
                 )
-
-
-def _numbers(leaf: Any) -> np.ndarray:
-    if jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.extended):
-        return np.zeros(np.shape(leaf))  # PRNG keys
-    return np.asarray(leaf).astype(np.float64)
-
-
-def _outer(axes: Sequence[np.ndarray], flags: np.ndarray) -> np.ndarray:
-    """The mask of a leaf that keeps the slices of kept units."""
-    leaf = np.ones([len(ids) for ids in axes], bool)
-    for axis, ids in enumerate(axes):
-        leaf &= flags[ids].reshape([-1 if a == axis else 1 for a in range(len(axes))])
-    return leaf
 
 
 def _touched(coupling: Coupling, masks: Sequence[np.ndarray], size: int) -> np.ndarray:

@@ -16,13 +16,13 @@ import numpy as np
 from jaxprune.coupling.groups import Coupling, Group, Kept, Member
 from jaxprune.structure.folding import fold
 from jaxprune.structure.incoming import Incoming, Source, incoming, slices
+from jaxprune.structure.slices import numbers
 from jaxprune.structure.ways import (
     MOVES,
     PASSES,
     Ways,
     Wiring,
     in_flow,
-    numbers,
     ways_of,
     wiring,
 )

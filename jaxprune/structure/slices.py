@@ -33,3 +33,10 @@ def take_slices(leaf: Any, kept: Sequence[tuple[int, np.ndarray]]) -> Any:
     for axis, where in kept:
         leaf = jnp.take(jnp.asarray(leaf), where, axis=axis)
     return leaf
+
+
+def numbers(leaf: Any) -> np.ndarray:
+    """A leaf in float64; zeros for PRNG keys."""
+    if jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.extended):
+        return np.zeros(np.shape(leaf))
+    return np.asarray(leaf).astype(np.float64)

@@ -20,10 +20,9 @@ from jaxprune.jaxpr import equations
 from jaxprune.jaxpr.equations import Equation
 from jaxprune.jaxpr.labels import Event, Frame
 from jaxprune.jaxpr.reading import Reading, read
+from jaxprune.jaxpr.taps import MOVES
+from jaxprune.jaxpr.taps import SAME_VALUE as PASSES
 from jaxprune.types import PyTree
-
-PASSES = ("convert_element_type", "copy", "copy_p", "reduce_precision")
-MOVES = ("transpose", "reshape", "squeeze", "expand_dims", "rev", "slice", "broadcast_in_dim")
 
 
 class Use(NamedTuple):
@@ -267,10 +266,3 @@ def in_flow(wired: Wiring, names: Sequence[str]) -> list[str]:
         for name in names
     }
     return sorted(names, key=lambda name: at[name])
-
-
-def numbers(leaf: Any) -> np.ndarray:
-    """A leaf in float64; zeros for PRNG keys."""
-    if jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.extended):
-        return np.zeros(np.shape(leaf))
-    return np.asarray(leaf).astype(np.float64)
