@@ -95,12 +95,18 @@ class Selection:
       choose: `(params, scores, sparsity) -> Mask`; a score of `-inf` is never kept.
       coupling: for a selection of whole units, what lives together; otherwise None.
       read: for a selection of units, scores of either kind -> `{group: [units]}`.
+      parts: `params -> tree` of integers, equal for entries that compete with each other: a kept
+        and a pruned entry of one part may change places. -1 where nothing is pruned. None where
+        entries do not compete one by one.
+      fixed: the only sparsity it can reach, of a pattern such as N:M; otherwise None.
     """
 
     prunable: Predicate
     choose: Callable[[Params, Scores, Any], Mask]
     coupling: Any = None
     read: Callable[[Scores], Any] | None = None
+    parts: Callable[[Params], PyTree] | None = None
+    fixed: float | None = None
 
     def __call__(self, params: Params, scores: Scores, *, sparsity: Any = None) -> Mask:
         """The mask; `sparsity` may be traced, and None where the pattern itself fixes it."""

@@ -9,9 +9,10 @@ import contextlib
 import importlib
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from experiments.data.dataset import RawSplits, Split
 from experiments.data.progress import bar
@@ -59,8 +60,21 @@ def official_urls(builder: Any, files: tuple[str, ...]) -> tuple[dict[str, str],
     return {file: table[file][0] for file in files}, sum(int(table[file][1]) for file in files)
 
 
-def write(builder: Any, source: Source, root: Path) -> None:
-    """Prepare the builder's set, as `source` gives it, under an empty root directory."""
+def official_host(builder: Any) -> str:
+    """Where the official files are, for messages."""
+    parts = urlsplit(next(iter(builder.url_infos)))
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def write(builder: Any, source: Source, root: Path, class_names: Sequence[str] = ()) -> None:
+    """Prepare the builder's set, as `source` gives it, under an empty root directory.
+
+    Args:
+        builder: the official builder class.
+        source: gives the raw splits.
+        root: where to.
+        class_names: what the directory calls the classes; nothing if the builder names none.
+    """
     import tensorflow_datasets as tfds
 
     manual = root / "manual"
@@ -72,19 +86,23 @@ def write(builder: Any, source: Source, root: Path) -> None:
         force_checksums_validation=True,
     )
     with quiet(), contextlib.redirect_stdout(io.StringIO()):  # it prints notes of its own
-        instance = _without_tensorflow(builder, source, manual)(data_dir=root)
+        instance = _without_tensorflow(builder, source, manual, class_names)(data_dir=root)
         instance.download_and_prepare(
             download_dir=root / "downloads", download_config=config, file_format=FILE_FORMAT
         )
 
 
-def _without_tensorflow(builder: Any, source: Source, manual: Path) -> Any:
+def _without_tensorflow(
+    builder: Any, source: Source, manual: Path, class_names: Sequence[str]
+) -> Any:
     from tensorflow_datasets.core import registered
 
     def info(self: Any) -> Any:
         made = builder._info(self)
         # It would ask a bucket for sizes, and leave an empty temporary directory at each call.
         made.initialize_from_bucket = lambda: None
+        if class_names:
+            made.features["label"].names = list(class_names)
         return made
 
     def split_generators(self: Any, manager: DownloadManager) -> dict[str, Any]:
@@ -92,8 +110,11 @@ def _without_tensorflow(builder: Any, source: Source, manual: Path) -> Any:
         return {name: self._generate_examples(name, split) for name, split in splits.items()}
 
     def generate_examples(self: Any, name: str, split: Split) -> Iterator[tuple[int, Any]]:
-        del self
-        return _examples(f"preparing {builder.name} {name}", split)
+        examples = _examples(f"preparing {builder.name} {name}", split)
+        if "id" not in self.info.features:
+            return examples
+        # As the official builders name them: by split and place.
+        return ((key, example | {"id": f"{name}_{key:05d}"}) for key, example in examples)
 
     methods = {
         "name": builder.name,

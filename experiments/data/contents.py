@@ -1,4 +1,4 @@
-"""The contents of a split, freed from the order in which its examples are stored."""
+"""The contents of a split: as expected, and freed from the order in which they are stored."""
 
 import hashlib
 
@@ -33,3 +33,17 @@ def canonical(split: Split) -> tuple[Split, str]:
     for position in order:
         whole.update(keys[position])
     return Split(inputs[order], targets[order]), whole.hexdigest()
+
+
+def verify(content: bytes, expected: str, *, what: str) -> None:
+    """Refuse content whose sha256 is not the expected one.
+
+    Raises:
+        ValueError: with both sums.
+    """
+    got = hashlib.sha256(content).hexdigest()
+    if got != expected:
+        raise ValueError(
+            f"{what} has the wrong sha256: expected {expected}, got {got} "
+            f"({len(content)} bytes). It is not used; fetch it again."
+        )

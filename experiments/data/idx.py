@@ -5,16 +5,16 @@ big-endian uint32, and the values in row-major order.
 """
 
 import gzip
-import hashlib
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from experiments.data.contents import verify
 from experiments.data.dataset import RawSplits, Split
 from experiments.data.images import ImageSet
-from experiments.data.packages import NpmPackage, npm_files
+from experiments.data.packages import NpmPackage
 
 
 def idx_image_set(
@@ -42,8 +42,8 @@ def idx_image_set(
         raw = {file: gzip.decompress(paths[f"{file}.gz"].read_bytes()) for file in every_file}
         return read_splits(raw, files=files, sha256=sha256)
 
-    def from_package() -> RawSplits:
-        return read_splits(npm_files(package, every_file), files=files, sha256=sha256)
+    def from_package(raw: Mapping[str, bytes]) -> RawSplits:
+        return read_splits(raw, files=files, sha256=sha256)
 
     return ImageSet(
         name=name,
@@ -53,7 +53,8 @@ def idx_image_set(
         fingerprints=fingerprints,
         official_files=tuple(f"{file}.gz" for file in every_file),
         from_official=from_official,
-        package=str(package),
+        package=package,
+        package_files=tuple(every_file),
         from_package=from_package,
     )
 
@@ -82,20 +83,6 @@ def read_splits(
             )
         splits[split] = Split(inputs[..., None], targets.astype(np.int32))
     return splits
-
-
-def verify(content: bytes, expected: str, *, what: str) -> None:
-    """Refuse content whose sha256 is not the expected one.
-
-    Raises:
-        ValueError: with both sums.
-    """
-    got = hashlib.sha256(content).hexdigest()
-    if got != expected:
-        raise ValueError(
-            f"{what} has the wrong sha256: expected {expected}, got {got} "
-            f"({len(content)} bytes). It is not used; fetch it again."
-        )
 
 
 def read_idx(content: bytes) -> np.ndarray:

@@ -19,6 +19,7 @@ import numpy as np
 from experiments.data import builders, official, prepared
 from experiments.data.dataset import DataUnavailable, Parts, RawSplits, Split
 from experiments.data.ladder import Rung, climb
+from experiments.data.packages import NpmPackage, npm_files
 
 # The last two are needed by tensorflow_datasets, which does not declare them.
 _NEEDS = {
@@ -41,8 +42,10 @@ class ImageSet:
         fingerprints: `contents.canonical`'s fingerprint by split; every rung must match it.
         official_files: names of the files in the official builder's table of checksums.
         from_official: verifies and reads the official files, given their paths by name.
-        package: the registry package, for messages.
-        from_package: fetches, verifies and reads the package's files.
+        package: the registry package.
+        package_files: names of the files that are taken out of it.
+        from_package: verifies and reads the package's files, given their contents by name.
+        class_names: the names of the classes that the official builder publishes, if it does.
     """
 
     name: str
@@ -52,8 +55,10 @@ class ImageSet:
     fingerprints: Mapping[str, str]
     official_files: tuple[str, ...]
     from_official: Callable[[Mapping[str, Path]], RawSplits]
-    package: str
-    from_package: Callable[[], RawSplits]
+    package: NpmPackage
+    package_files: tuple[str, ...]
+    from_package: Callable[[Mapping[str, bytes]], RawSplits]
+    class_names: tuple[str, ...] = ()
 
 
 def read_images(images: ImageSet, data_dir: Path | None) -> Parts:
@@ -76,6 +81,11 @@ def read_images(images: ImageSet, data_dir: Path | None) -> Parts:
     root = _usable_root(data_dir or default_root(), builder)
     path = root / builders.relative_path(builder)
 
+    def make(source: builders.Source) -> RawSplits:
+        return prepared.make(
+            builder, source, root, images.counts, images.fingerprints, images.class_names
+        )
+
     def from_prepared() -> RawSplits:
         return prepared.read(path, images.counts, images.fingerprints)
 
@@ -85,18 +95,20 @@ def read_images(images: ImageSet, data_dir: Path | None) -> Parts:
             official.fetch(urls, scratch, total=total)
             return images.from_official(manager.download(urls))
 
-        return prepared.make(builder, source, root, images.counts, images.fingerprints)
+        return make(source)
 
     def from_package() -> RawSplits:
         def source(scratch: Path, manager: builders.DownloadManager) -> RawSplits:
-            return images.from_package()
+            return images.from_package(npm_files(images.package, images.package_files))
 
-        return prepared.make(builder, source, root, images.counts, images.fingerprints)
+        return make(source)
 
     rungs = (
         Rung("prepared", f"prepared directory {path}", from_prepared),
-        Rung("official", f"official download from {builder.URL}", from_official),
-        Rung("package", images.package, from_package),
+        Rung(
+            "official", f"official download from {builders.official_host(builder)}", from_official
+        ),
+        Rung("package", str(images.package), from_package),
     )
     splits, source = climb(images.name, rungs)
     return Parts(_scaled(splits["train"]), _scaled(splits["test"]), images.num_classes, source)

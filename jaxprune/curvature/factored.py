@@ -139,6 +139,22 @@ class FactoredFisher:
         vectors, options = self._vectors(v), {"n": self.examples, "blocks": blocks}
         return self._tree(by_block.solve(self.factors, vectors, damping, **options))
 
+    def inverse_diagonal(self, damping: Any, blocks: Blocks = None) -> PyTree:
+        """The diagonal of `(G'G / n + damping I)^-1`, like the parameters; 0 for leaves not read.
+
+        Args:
+          damping: a number > 0; a traced one is not checked.
+          blocks: as in `fisher_vp`, of which this is the inverse's diagonal.
+
+        Raises:
+          ValueError: damping <= 0, other `blocks`.
+        """
+        _check_damping(damping, np.nextafter(0, 1))
+        by_block.check_blocks(blocks)
+        like = [jnp.zeros(s.shape, trees.score_dtype(s)) for s in self.shapes if trees.is_float(s)]
+        options = {"n": self.examples, "blocks": blocks}
+        return self._tree(by_block.inverse_diagonal(self.factors, like, damping, **options))
+
     def _flags(self) -> list[bool]:
         return [trees.is_float(shape) for shape in self.shapes]
 

@@ -56,6 +56,9 @@ class Factor(Protocol):
     def squares(self) -> jax.Array:
         """`sum_n g_n^2`, like the parameter."""
 
+    def projected_squares(self, projections: jax.Array) -> jax.Array:
+        """`sum_r (p_r' g)^2` for every column g of G, like the parameter; p is [n, r]."""
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=("gradients",), meta_fields=())
 @dataclass(frozen=True)
@@ -98,6 +101,13 @@ class Whole:
     def squares(self) -> jax.Array:
         """`sum_n g_n^2`, like the parameter."""
         return jnp.sum(self.gradients**2, axis=0)
+
+    def projected_squares(self, projections: jax.Array) -> jax.Array:
+        """`sum_r (p_r' g)^2` for every column g of G, like the parameter; p is [n, r]."""
+        flat = self.flat
+        some = lambda part: jnp.sum((projections.T @ part) ** 2, axis=0)
+        found = _each(some, _parts(flat, 1, budget(flat.dtype) // max(1, flat.shape[0])))
+        return found.ravel()[: flat.shape[1]].reshape(self.gradients.shape[1:])
 
 
 @partial(
@@ -193,8 +203,21 @@ class Layer:
         if self.inputs.shape[1] == 1:
             a, d = self.inputs[:, 0] ** 2, self.deltas[:, 0] ** 2
             return self.layout.to_leaf(jnp.einsum("nbi,nbo->bio", a, d))
-        some = lambda part: jnp.sum(self._gradients(part) ** 2, axis=0)
-        found = _each(some, self._few_outputs())  # [parts, b, i, o]
+        return self._by_outputs(lambda gradients: jnp.sum(gradients**2, axis=0))
+
+    def projected_squares(self, projections: jax.Array) -> jax.Array:
+        """`sum_r (p_r' g)^2` for every column g of G, like the parameter; p is [n, r]."""
+
+        def some(gradients: jax.Array) -> jax.Array:
+            n, *shape = gradients.shape
+            through = projections.T @ gradients.reshape(n, math.prod(shape))
+            return jnp.sum(through**2, axis=0).reshape(shape)
+
+        return self._by_outputs(some)
+
+    def _by_outputs(self, function: Callable) -> jax.Array:
+        """`function(gradients [n, b, i, some o]) -> [b, i, some o]`, joined, like the parameter."""
+        found = _each(lambda part: function(self._gradients(part)), self._few_outputs())
         parts, b, i, each = found.shape
         found = jnp.moveaxis(found, 0, 2).reshape(b, i, parts * each)
         return self.layout.to_leaf(found[..., : self.deltas.shape[-1]])

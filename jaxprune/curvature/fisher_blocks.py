@@ -71,6 +71,51 @@ def solve(
         return [x.astype(v.dtype) for x, v in zip(found, vectors, strict=True)]
 
 
+@partial(jax.jit, static_argnames=("n", "blocks"))
+def inverse_diagonal(
+    factors: Sequence[Factor], likes: Sequence[jax.Array], damping: Any, *, n: int, blocks: Blocks
+) -> list[jax.Array]:
+    """The diagonal of `(G'G / n + damping I)^-1`, leaf by leaf, shaped as `likes`.
+
+    With many entries `(1 - |L^-1 g|^2) / damping` for every column g of G and `L L' = n damping I +
+    G G'`; a block of fewer entries than examples is inverted itself.
+    """
+    with jax.default_matmul_precision("highest"):
+        if blocks is None:
+            return _woodbury_diagonal(factors, damping, n)
+        found = []
+        for factor, like in zip(factors, likes, strict=True):
+            if blocks == "leaf" or int(blocks) >= like.size > n:
+                found += _woodbury_diagonal([factor], damping, n)
+            else:
+                on_block = lambda g, v: _inverted(g, damping, n)
+                found.append(_by_blocks(factor, like, n, int(blocks), on_block))
+        return found
+
+
+def _woodbury_diagonal(factors: Sequence[Factor], damping: Any, n: int) -> list[jax.Array]:
+    gram = sum((f.gram() for f in factors[1:]), factors[0].gram())
+    shares = [f.projected_squares(whitening(gram, n * damping)) for f in factors]
+    # Rounding may carry a share above 1; no inverse is smaller than this one.
+    least = jnp.finfo(gram.dtype).eps
+    return [jnp.maximum(1 - share, least) / damping for share in shares]
+
+
+def whitening(gram: jax.Array, shift: Any) -> jax.Array:
+    """R with `R R' = (gram + shift I)^-1`, by Cholesky."""
+    eye = jnp.eye(gram.shape[0], dtype=gram.dtype)
+    lower = jnp.linalg.cholesky(gram + shift * eye)
+    return jax.scipy.linalg.solve_triangular(lower, eye, lower=True).T
+
+
+def _inverted(g: jax.Array, damping: Any, n: int) -> jax.Array:
+    """The inverse's diagonal for one block, its gradients g [n, m] at hand."""
+    if g.shape[1] <= n:
+        return jnp.sum(whitening(g.T @ g / n, damping) ** 2, axis=1)
+    shares = jnp.sum((whitening(g @ g.T, n * damping).T @ g) ** 2, axis=0)
+    return jnp.maximum(1 - shares, jnp.finfo(g.dtype).eps) / damping
+
+
 def _woodbury(
     factors: Sequence[Factor], vectors: Sequence[jax.Array], damping: Any, n: int
 ) -> list[jax.Array]:

@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune import trees
 from jaxprune.select import ranking, threshold
+from jaxprune.select.competing import number_parts
 from jaxprune.trees import check_sparsity
 from jaxprune.types import Mask, Params, Predicate, Scores, Selection
 
@@ -61,7 +63,16 @@ def n_of_m(
 
         return ranking.choose_leaves(params, scores, prunable, decide)
 
-    return Selection(prunable, choose)
+    def part_of(name: str, leaf: Any) -> np.ndarray:
+        shape = np.shape(leaf)
+        groups = [d // m if a == axis % len(shape) else d for a, d in enumerate(shape)]
+        numbers = np.arange(math.prod(groups), dtype=np.int32).reshape(groups)
+        return np.repeat(numbers, m, axis=axis)
+
+    def parts(params: Params) -> Any:
+        return number_parts(params, prunable, part_of)
+
+    return Selection(prunable, choose, parts=parts, fixed=1 - n / m)
 
 
 def _grouped(name: str, leaf: jax.Array, m: int, axis: int) -> tuple[jax.Array, int]:

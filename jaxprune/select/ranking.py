@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune import trees
 from jaxprune.select import counts, threshold
+from jaxprune.select.competing import along, number_parts
 from jaxprune.types import Mask, Params, Predicate, Scores, Selection
 
 Scope = Literal["global", "layer", "output", "erk"]
@@ -68,7 +70,14 @@ def lowest(
             lambda names, leaves: rank_leaves(names, leaves, sparsity, scope, floor, output_axis),
         )
 
-    return Selection(prunable, choose)
+    def parts(params: Params) -> Any:
+        if scope != "output":
+            whole = lambda name, leaf: np.zeros(np.shape(leaf), np.int32)
+            return number_parts(params, prunable, whole, together=scope == "global")
+        at = lambda name: output_axis if isinstance(output_axis, int) else output_axis.get(name, -1)
+        return number_parts(params, prunable, lambda name, leaf: along(leaf, at(name)))
+
+    return Selection(prunable, choose, parts=parts)
 
 
 def choose_leaves(

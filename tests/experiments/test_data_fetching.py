@@ -98,8 +98,9 @@ def test_files_come_out_of_a_package_whose_scripts_are_not_run(fake_npm, tmp_pat
     archive = tmp_path / "archive"
     write_archive(archive, {"package/data/a": b"A", "package/data/b": b"B", "package/x": b"X"})
     arguments = fake_npm(f'cp "{archive}" some-data-1.2.3.tgz')
-    assert packages.npm_files(PACKAGE, ["b", "a"]) == {"b": b"B", "a": b"A"}
+    assert packages.npm_files(PACKAGE._replace(seconds=99), ["b", "a"]) == {"b": b"B", "a": b"A"}
     assert arguments.read_text().startswith("pack some-data@1.2.3 --ignore-scripts ")
+    assert "--fetch-timeout=99000" in arguments.read_text().split()
 
 
 def test_a_package_without_the_file_is_refused_by_name(fake_npm, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from tiny_set import VERSION, Tiny, sha256, to_idx
 
 from experiments import data
-from experiments.data import idx, images
+from experiments.data import contents, idx, images
 from experiments.data.contents import canonical
 from experiments.data.dataset import Split
 from experiments.data.ladder import NotHere, Rung, climb
@@ -158,7 +158,7 @@ def test_what_is_no_complete_idx_file_is_refused(content, message):
 
 def test_a_wrong_checksum_is_refused_with_both_sums():
     with pytest.raises(ValueError, match=f"{sha256(b'good')}, got {sha256(b'evil')}"):
-        idx.verify(b"evil", sha256(b"good"), what="file")
+        contents.verify(b"evil", sha256(b"good"), what="file")
 
 
 def test_images_and_labels_of_different_number_are_refused():

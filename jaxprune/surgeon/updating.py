@@ -1,0 +1,140 @@
+"""The best weights for a given mask: `min Q(z)` with `z = 0` where the mask is False, closed form.
+
+K are the kept entries, S the others. Three ways to the same z, by what is smallest:
+
+    dual         n x n:      s = (n damping I + G_K G_K')^-1 (G_S w_S + G_K g_K / damping)
+                             z_K = w_K - g_K / damping + G_K' s
+    primal       |K| x |K|:  (G_K'G_K / n + damping I) (z_K - w_K) = G_K' G_S w_S / n - g_K
+    matrix-free  the primal system by conjugate gradients, from products with G only
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import cho_factor, cho_solve
+
+from jaxprune.curvature.fisher_blocks import whitening
+from jaxprune.surgeon.quadratic import CHUNK, Quadratic, high, value
+
+Way = Literal["dual", "primal", "matrix_free"]
+WAYS = ("dual", "primal", "matrix_free")
+MOST_PRIMAL = 4096  # kept entries solved as a matrix of their own
+MOST_CHUNKS = 24  # of columns multiplied out for a dual matrix, before products with G are less
+_PAD = 256  # primal systems come in multiples of it, so that few sizes are compiled
+
+
+class Solved(NamedTuple):
+    """The minimum for a mask.
+
+    Attributes:
+      solution: z, [d].
+      objective: Q(z), the predicted rise of the loss.
+    """
+
+    solution: jax.Array
+    objective: jax.Array
+
+
+class Dual(NamedTuple):
+    """The minimum for a mask in the space of examples, from which every change of it is cheap.
+
+    Attributes:
+      root: R, [n, n], with `R R' = (n damping I + G_K G_K')^-1`.
+      proximal: y, [d]: z where the mask is True; elsewhere minus the slope of Q over the damping.
+    """
+
+    root: jax.Array
+    proximal: jax.Array
+
+
+def solve(quadratic: Quadratic, mask: jax.Array, way: Way | None = None) -> Solved:
+    """`argmin Q(z)` with z = 0 where the mask [d] is False; the way is chosen by sizes.
+
+    Raises:
+      ValueError: an unknown way, or `way="dual"` with damping 0.
+    """
+    kept = int(jnp.sum(mask))
+    chosen = way or way_for(quadratic, kept)
+    if chosen not in WAYS:
+        raise ValueError(f"`way` is one of {', '.join(WAYS)} or None, got {way!r}.")
+    if chosen == "dual":
+        if float(quadratic.damping) <= 0:
+            raise ValueError(
+                "The dual way divides by the damping, which is 0. Pass a damping > 0, or another "
+                "`way`."
+            )
+        return _by_dual(quadratic, mask)
+    if chosen == "primal":
+        return _by_primal(quadratic, mask, size=-(-max(kept, 1) // _PAD) * _PAD)
+    return _matrix_free(quadratic, mask)
+
+
+def way_for(quadratic: Quadratic, kept: int) -> Way:
+    """The cheapest way to keep so many entries."""
+    if kept <= min(quadratic.examples, MOST_PRIMAL):
+        return "primal"
+    pruned = quadratic.weights.size - kept
+    if float(quadratic.damping) > 0 and min(kept, pruned) <= MOST_CHUNKS * CHUNK:
+        return "dual"
+    return "matrix_free"
+
+
+def dual(quadratic: Quadratic, mask: jax.Array) -> Dual:
+    """The minimum in the space of examples; it takes a damping > 0."""
+    n, damping = quadratic.examples, quadratic.damping
+    pruned = ~mask
+    fewer = jnp.sum(pruned) < jnp.sum(mask)
+    rest = lambda: quadratic.full_gram() - quadratic.gram(pruned)
+    gram = jax.lax.cond(fewer, rest, lambda: quadratic.gram(mask))
+    root = whitening(gram, n * damping)
+    slopes = quadratic.slopes / damping
+    pushed = quadratic.times(jnp.where(mask, slopes, quadratic.weights))
+    rows = root @ (root.T @ pushed)
+    return Dual(root, quadratic.weights - slopes + quadratic.transposed(rows))
+
+
+@high
+def _by_dual(quadratic: Quadratic, mask: jax.Array) -> Solved:
+    return _solved(quadratic, mask, dual(quadratic, mask).proximal)
+
+
+def _primal(quadratic: Quadratic, mask: jax.Array, *, size: int) -> Solved:
+    d, n = quadratic.weights.size, quadratic.examples
+    where = jnp.flatnonzero(mask, size=size, fill_value=d)
+    at = lambda vector: jnp.append(vector, jnp.zeros((), vector.dtype))[where]
+    columns = quadratic.columns(where)
+    right = columns.T @ quadratic.times(jnp.where(mask, 0, quadratic.weights)) / n
+    right -= at(quadratic.slopes)
+    diagonal = jnp.where(where < d, quadratic.damping, 1)
+    system = columns.T @ columns / n + jnp.diag(diagonal)
+    moved = cho_solve(cho_factor(system, lower=True), right)
+    found = jnp.where(mask, quadratic.weights, 0).at[where].add(moved, mode="drop")
+    return _solved(quadratic, mask, found)
+
+
+_by_primal = high(_primal, static_argnames="size")
+
+
+@high
+def _matrix_free(quadratic: Quadratic, mask: jax.Array) -> Solved:
+    keep = lambda v: jnp.where(mask, v, 0)
+    product = lambda v: keep(quadratic.product(keep(v)))
+    diagonal = quadratic.squares() / quadratic.examples + quadratic.damping
+    scaled = lambda v: v / jnp.where(diagonal > 0, diagonal, 1)
+    pruned = jnp.where(mask, 0, quadratic.weights)
+    right = keep(quadratic.transposed(quadratic.times(pruned)) / quadratic.examples)
+    right -= keep(quadratic.slopes)
+    tolerance = 30 * float(np.finfo(right.dtype).eps)
+    moved, _ = jax.scipy.sparse.linalg.cg(
+        product, right, M=scaled, tol=tolerance, maxiter=10 * quadratic.examples
+    )
+    return _solved(quadratic, mask, quadratic.weights + moved)
+
+
+def _solved(quadratic: Quadratic, mask: jax.Array, found: jax.Array) -> Solved:
+    solution = jnp.where(mask, found, 0)
+    return Solved(solution, value(quadratic, solution))
