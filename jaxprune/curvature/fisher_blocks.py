@@ -104,8 +104,17 @@ def _woodbury_diagonal(factors: Sequence[Factor], damping: Any, n: int) -> list[
 def whitening(gram: jax.Array, shift: Any) -> jax.Array:
     """R with `R R' = (gram + shift I)^-1`, by Cholesky."""
     eye = jnp.eye(gram.shape[0], dtype=gram.dtype)
-    lower = jnp.linalg.cholesky(gram + shift * eye)
+    lower = jnp.linalg.cholesky(flushed(gram, shift) + shift * eye)
     return jax.scipy.linalg.solve_triangular(lower, eye, lower=True).T
+
+
+def flushed(gram: jax.Array, shift: Any) -> jax.Array:
+    """Without entries that the shift makes nothing of.
+
+    Examples that a model is sure of have gradients near 0; their products fill a factorisation with
+    subnormal numbers, on which a CPU is ninety times slower.
+    """
+    return jnp.where(jnp.abs(gram) < 1e-16 * shift, 0, gram)
 
 
 def _inverted(g: jax.Array, damping: Any, n: int) -> jax.Array:
@@ -140,7 +149,7 @@ def _solved(g: jax.Array, v: jax.Array, damping: Any, n: int) -> jax.Array:
 
 def _positive_solve(matrix: jax.Array, shift: Any, right: jax.Array) -> jax.Array:
     """`(M + shift I)^-1 r` by Cholesky."""
-    shifted = matrix + shift * jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+    shifted = flushed(matrix, shift) + shift * jnp.eye(matrix.shape[0], dtype=matrix.dtype)
     return cho_solve(cho_factor(shifted, lower=True), right)
 
 

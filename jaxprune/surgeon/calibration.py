@@ -277,7 +277,7 @@ def _weight(tapped: Tapped, leaf: int, name: str, array: Any) -> Weight:
     label = trees.label(name)
     sites = [site for site in tapped.sites if site.leaf == leaf]
     if leaf in tapped.direct:
-        raise ValueError(f"{label} is read by something besides layers. {_REMEDY}")
+        raise ValueError(f"{label} is read by something other than a layer. {_REMEDY}")
     if not sites:
         raise ValueError(f"{label} is read by no layer. {_REMEDY}")
     if any(site.primitive == "gather" for site in sites):

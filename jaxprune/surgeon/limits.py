@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import objective, trees
+from jaxprune import trees
 from jaxprune.surgeon.calibration import Weight
 from jaxprune.types import Mask, Params, Selection
 
@@ -70,7 +70,8 @@ class Choice:
                 own = given.get(i, np.zeros(np.shape(leaf)))
                 own = np.where(self.old[i], own, -np.inf) if hide else own
                 shown.append(jnp.asarray(own, trees.score_dtype(leaf)))
-        tree = trees.replace_leaves(self.params, self.flags, shown, objective.zeros)
+        zeros = lambda leaf: np.zeros(np.shape(leaf), trees.score_dtype(leaf))
+        tree = trees.replace_leaves(self.params, self.flags, shown, zeros)
         chosen = jax.tree.leaves(self.select.choose(self.params, tree, self.sparsity))
         return [np.asarray(chosen[w.leaf]) & (self.old[w.leaf] | (not hide)) for w in weights]
 

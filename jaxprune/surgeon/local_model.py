@@ -64,7 +64,7 @@ class LocalModel:
     adjust: Predicate = _nothing
     judged: int = 5000
     key: jax.Array | None = None
-    _compiled: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _compiled: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.damping, int | float) and 0 <= self.damping < np.inf):
@@ -91,7 +91,8 @@ class Site:
       params: what is pruned, already without what the given mask prunes.
       select: what chooses.
       names, prunable, moving: of every leaf.
-      old: [d] bool, what was there to prune.
+      old: [d] bool, what the given mask keeps.
+      prunable_entries, candidates: [d] bool, of prunable leaves, and of those still there.
     """
 
     def __init__(
@@ -121,8 +122,9 @@ class Site:
             jnp.full(np.shape(leaf), flag)
             for flag, leaf in zip(self.prunable, jax.tree.leaves(params), strict=True)
         ]
-        self.candidates = self.flat(jax.tree.unflatten(jax.tree.structure(params), movable))
-        self.candidates = self.candidates.astype(bool) & self.old
+        structure = jax.tree.structure(params)
+        self.prunable_entries = self.flat(jax.tree.unflatten(structure, movable)).astype(bool)
+        self.candidates = self.prunable_entries & self.old
 
     @property
     def size(self) -> int:
@@ -174,6 +176,26 @@ class Site:
         return trees.replace_leaves(into, self.moving, new)
 
 
+def split_examples(
+    model: LocalModel, batch: Batch, key: jax.Array | None = None
+) -> tuple[Batch, Batch]:
+    """The examples that the Fisher is taken over, and those that judge (all, where all are taken).
+
+    Args:
+      key: draws them, instead of the model's own.
+    """
+    batch = objective.split_batch(batch)
+    n = objective.batch_size(batch)
+    count = min(model.examples or n, n)
+    if count == n:
+        return batch, jax.tree.map(lambda x: x[: model.judged], batch)
+    drawn = model.key if key is None else key
+    with jax.ensure_compile_time_eval():  # sizes and rows are known, also inside jit
+        order = np.asarray(jax.random.permutation(jax.random.key(0) if drawn is None else drawn, n))
+    cut = lambda rows: jax.tree.map(lambda x: jnp.asarray(x)[rows], batch)
+    return cut(order[:count]), cut(order[count:][: model.judged])
+
+
 def quadratic_at(
     model: LocalModel, site: Site, params: Params, batch: Batch, key: jax.Array | None = None
 ) -> tuple[Quadratic, Batch]:
@@ -183,18 +205,7 @@ def quadratic_at(
       The quadratic in the site's flat vectors, and the examples of the batch that it was not made
       from (all, where it was made from all).
     """
-    batch = objective.split_batch(batch)
-    n = objective.batch_size(batch)
-    count = min(model.examples or n, n)
-    chosen, others = batch, batch
-    if count < n:
-        drawn = model.key if key is None else key
-        drawn = jax.random.key(0) if drawn is None else drawn
-        order = np.asarray(jax.random.permutation(drawn, n))
-        cut = lambda rows: jax.tree.map(lambda x: jnp.asarray(x)[rows], batch)
-        chosen, others = cut(order[:count]), cut(order[count:][: model.judged])
-    else:
-        others = jax.tree.map(lambda x: x[: model.judged], batch)
+    chosen, others = split_examples(model, batch, key)
     fisher = (model.fisher or model._compiled["fisher"])(params, chosen)
     if model.first_order:
         slopes = site.flat(model._compiled["slopes"](params, batch))

@@ -2,10 +2,10 @@
 
 Four moves, each of which starts from the best set so far:
 
-    rounds     a path of rising sparsity; in each round every entry counts what the objective would
-               rise without it (kept) or fall with it (pruned), the rest updated, and the selection
-               chooses. Pruned entries may come back.
-    pursuit    the same at the final sparsity, as long as it pays (hard thresholding by curvature).
+    rounds     a path of rising sparsity; in each round an entry is worth what the objective would
+               rise without it, the rest updated, and the selection chooses.
+    pursuit    the same at the final sparsity, where what the objective would fall with a pruned
+               entry counts too, as long as it pays (hard thresholding by curvature).
     exchanges  the best swaps of single entries, exact, in blocks of candidates.
     all sets   where there are few, every one of them.
 """
@@ -159,7 +159,8 @@ def _climb(
     """The mask at the end of a path of rising sparsity."""
     mask = site.old
     for step, target in enumerate(sparsities(site, sparsity, rounds), start=1):
-        mask = site.choose(state_at(quadratic, mask, probes).worth, target)
+        worth = state_at(quadratic, mask, probes).worth
+        mask = site.choose(jnp.where(mask, worth, -jnp.inf), target)
         told("round", step, rounds)
     return mask
 
@@ -169,12 +170,7 @@ def sparsities(site: Site, sparsity: Any, rounds: int) -> Iterator[Any]:
     if site.select.fixed is not None or sparsity is None:
         yield sparsity
         return
-    total = sum(
-        int(np.size(leaf))
-        for leaf, flag in zip(jax.tree.leaves(site.params), site.prunable, strict=True)
-        if flag
-    )
-    reached = 1 - int(jnp.sum(site.candidates)) / max(total, 1)
+    reached = 1 - int(jnp.sum(site.candidates)) / max(int(jnp.sum(site.prunable_entries)), 1)
     for step in range(1, rounds):
         yield max(reached, sparsity + (reached - sparsity) * (1 - step / rounds) ** 3)
     yield sparsity

@@ -1,0 +1,198 @@
+"""Optimal Brain Surgeon: weights go one by one, or in rounds, and the others make up for them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.select.ranking import lowest
+from jaxprune.surgeon.finishing import Candidate, begin, best_by_loss, finish
+from jaxprune.surgeon.floors import leaf_numbers, least_kept
+from jaxprune.surgeon.local_model import LocalModel, Site, quadratic_at
+from jaxprune.surgeon.pursuit import Told, sparsities, state_at
+from jaxprune.surgeon.quadratic import Quadratic, high
+from jaxprune.surgeon.updating import solve
+from jaxprune.types import Batch, Mask, Params, Pruned, Pruner, Selection
+
+REFRESH = 512  # weights that go before the inverse is computed anew
+
+
+def optimal_brain_surgeon(
+    model: LocalModel,
+    select: Selection | None = None,
+    *,
+    rounds: int | None = 1,
+    progress: Told | None = None,
+) -> Pruner:
+    """Optimal Brain Surgeon: the lowest `w_q^2 / (2 [H^-1]_qq)` go, and the others make up for it.
+
+    Where q goes, `dw = -w_q / [H^-1]_qq H^-1 e_q`. Done one weight after another this is the best
+    update for all that are gone, which is computed at the end in closed form.
+
+    Args:
+      model: the loss around the weights; damping > 0.
+      select: what chooses, by default `jp.select.lowest()`.
+      rounds: None is the paper's: one weight at a time, each from the inverse and the weights that
+        the ones before have left. R: in R steps of rising sparsity, each from one inverse. 1: all
+        from the first.
+      progress: `(what, done, total)`, called as it goes.
+
+    Returns:
+      A `Pruner`. With `rounds=None` each part of the selection (a layer, a unit, an N:M group)
+      loses as many as the selection takes from it at the first scores, one at a time.
+      `info["objective"]` is the predicted rise of the loss.
+
+    Raises:
+      ValueError: damping 0, `rounds` < 1, or None for a selection of blocks; when called, as
+        `jp.one_shot`, or weights that are not finite.
+      TypeError: a call inside jit.
+
+    References:
+      Hassibi and Stork 1993, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon,
+      equation 5.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.surgeon import LocalModel
+      >>> from jaxprune.surgeon.one_by_one import optimal_brain_surgeon
+      >>> loss = lambda y, t: 0.5 * (y - t) ** 2
+      >>> model = LocalModel(lambda w, x: x @ w[:, 0], loss, damping=1e-4)
+      >>> x = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [2.0, 2.0, 1.0]])
+      >>> w = jnp.array([[1.0], [1.1], [0.5]])
+      >>> pruned = optimal_brain_surgeon(model, rounds=None)(w, (x, jnp.zeros(3)), sparsity=1 / 3)
+      >>> pruned.params.ravel().round(2)  # the first goes, its twin takes over
+      Array([0. , 2.1, 0.5], dtype=float32)
+    """
+    chosen = lowest() if select is None else select
+    if not model.damping > 0:
+        raise ValueError(
+            "Optimal Brain Surgeon inverts the curvature, which fewer examples than weights leave "
+            "singular: the model's damping is 0. Pass `LocalModel(..., damping=1e-3)` or another "
+            "one > 0."
+        )
+    if rounds is None:
+        if chosen.parts is None:
+            raise ValueError(
+                "One weight at a time needs a selection whose entries compete one by one; this one "
+                "takes blocks or units. Pass `rounds=1` or more."
+            )
+    elif isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise ValueError(f"`rounds` is an integer >= 1 or None, got {rounds!r}.")
+    told = (lambda what, done, total: None) if progress is None else progress
+
+    def prune(
+        params: Params, batch: Batch = None, *, sparsity: Any = None, mask: Mask | None = None
+    ) -> Pruned:
+        started = time.perf_counter()
+        site = begin(model, chosen, params, sparsity, mask)
+        quadratic, judge = quadratic_at(model, site, site.params, batch)
+        if rounds is None:
+            kept, _ = one_at_a_time(quadratic, site, sparsity, told)
+        else:
+            kept = site.old
+            for step, target in enumerate(sparsities(site, sparsity, rounds), start=1):
+                worth = state_at(quadratic, kept, None).worth
+                kept = site.choose(jnp.where(kept, worth, -jnp.inf), target)
+                told("round", step, rounds)
+        found = solve(quadratic, kept)
+        info = {"objective": float(found.objective), "damping": float(model.damping)}
+        candidates = [Candidate(kept, found.solution, info)]
+        best, tried = best_by_loss(model, site, candidates, judge)
+        return finish(site, best, {"tried": tried}, started)
+
+    return prune
+
+
+class _Going(NamedTuple):
+    """What changes as weights go.
+
+    Attributes:
+      mask: [d].
+      y: the proximal point, [d].
+      shares: [d].
+      inverse: B, [n, n].
+      budgets: how many of each part are still to go, [parts].
+      counts: how many every leaf keeps, [leaves].
+      order: which went, [REFRESH]; d where none did.
+    """
+
+    mask: jax.Array
+    y: jax.Array
+    shares: jax.Array
+    inverse: jax.Array
+    budgets: jax.Array
+    counts: jax.Array
+    order: jax.Array
+
+
+def one_at_a_time(
+    quadratic: Quadratic,
+    site: Site,
+    sparsity: Any,
+    told: Told = lambda what, done, total: None,
+) -> tuple[jax.Array, np.ndarray]:
+    """The mask [d], and the pruned entries in the order in which they went.
+
+    Every step is exact; the inverse is computed anew after each `REFRESH` of them, so that rounding
+    does not add up.
+    """
+    parts, leaf = site.parts(), leaf_numbers(site)
+    assert parts is not None
+    mask = site.old
+    first = site.choose(state_at(quadratic, mask, None).worth, sparsity)
+    goes = np.asarray(parts)[np.asarray(site.candidates & ~first)]
+    budgets = jnp.asarray(np.bincount(goes, minlength=int(jnp.max(parts)) + 1).astype(np.int32))
+    least = least_kept(site, sparsity)
+    order: list[np.ndarray] = []
+    for done in range(0, goes.size, REFRESH):
+        some = jnp.int32(min(REFRESH, goes.size - done))
+        mask, budgets, went = _remove(quadratic, mask, budgets, parts, leaf, least, some)
+        order.append(np.asarray(went)[: int(some)])
+        told("weight", done + int(some), goes.size)
+    return mask, np.concatenate(order) if order else np.zeros(0, np.int32)
+
+
+@high
+def _remove(
+    quadratic: Quadratic,
+    mask: jax.Array,
+    budgets: jax.Array,
+    parts: jax.Array,
+    leaf: jax.Array,
+    least: jax.Array,
+    steps: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Take out the cheapest entry, so many times."""
+    state = state_at(quadratic, mask, None)
+    d, scale = mask.size, quadratic.damping / 2
+    tiny = jnp.finfo(state.shares.dtype).eps
+    inside = parts >= 0
+
+    def step(k: jax.Array, now: _Going) -> _Going:
+        may = now.mask & inside & (now.budgets[parts] > 0) & (now.counts > least)[leaf]
+        left = jnp.maximum(1 - now.shares, tiny)
+        i = jnp.argmin(jnp.where(may, scale * now.y**2 / left, jnp.inf))
+        rows = now.inverse @ quadratic.columns(i[None])[:, 0]
+        column = quadratic.transposed(rows)
+        return _Going(
+            now.mask.at[i].set(False),
+            now.y + column * (now.y[i] / left[i]),
+            now.shares + column**2 / left[i],
+            now.inverse + jnp.outer(rows, rows / left[i]),
+            now.budgets.at[parts[i]].add(-1),
+            now.counts.at[leaf[i]].add(-1),
+            now.order.at[k].set(i.astype(jnp.int32)),
+        )
+
+    root = state.dual.root
+    counts = jnp.zeros(least.shape, jnp.int32).at[leaf].add(mask.astype(jnp.int32))
+    order = jnp.full((REFRESH,), d, jnp.int32)
+    start = _Going(
+        mask, state.dual.proximal, state.shares, root @ root.T, budgets, counts, order
+    )  # fmt: skip
+    last = jax.lax.fori_loop(0, steps, step, start)
+    return last.mask, last.budgets, last.order
