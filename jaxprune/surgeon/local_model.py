@@ -64,7 +64,7 @@ class LocalModel:
     adjust: Predicate = _nothing
     judged: int = 5000
     key: jax.Array | None = None
-    _compiled: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _compiled: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.damping, int | float) and 0 <= self.damping < np.inf):
@@ -73,15 +73,27 @@ class LocalModel:
             count = getattr(self, name)
             if count is not None and (isinstance(count, bool) or count < least):
                 raise ValueError(f"`{name}` is a number of examples >= {least}, got {count!r}.")
-        if self.fisher is None:
-            self._compiled["fisher"] = factored_fisher(self.apply, self.loss)
-        self._compiled["loss"] = jax.jit(objective.mean_loss(self.apply, self.loss))
-        mean = objective.mean_loss(self.apply, self.loss)
-        self._compiled["slopes"] = jax.jit(lambda p, b: objective.gradient(mean, p, b))
+        # `dataclasses.replace` hands these on, so that a model of another key compiles nothing.
+        made_for = (self.apply, self.loss)
+        if self._compiled is None or self._compiled["for"] != made_for:
+            mean = objective.mean_loss(self.apply, self.loss)
+            functions = {
+                "for": made_for,
+                "fisher": factored_fisher(self.apply, self.loss),
+                "loss": jax.jit(mean),
+                "slopes": jax.jit(lambda p, b: objective.gradient(mean, p, b)),
+            }
+            object.__setattr__(self, "_compiled", functions)
+
+    @property
+    def functions(self) -> dict[str, Any]:
+        """Compiled losses, slopes and the default Fisher."""
+        assert self._compiled is not None
+        return self._compiled
 
     def loss_of(self, params: Params, batch: Batch) -> float:
         """The true mean loss."""
-        return float(self._compiled["loss"](params, batch))
+        return float(self.functions["loss"](params, batch))
 
 
 class Site:
@@ -206,9 +218,9 @@ def quadratic_at(
       from (all, where it was made from all).
     """
     chosen, others = split_examples(model, batch, key)
-    fisher = (model.fisher or model._compiled["fisher"])(params, chosen)
+    fisher = (model.fisher or model.functions["fisher"])(params, chosen)
     if model.first_order:
-        slopes = site.flat(model._compiled["slopes"](params, batch))
+        slopes = site.flat(model.functions["slopes"](params, batch))
     else:
         slopes = jnp.zeros(site.size, site.dtype)
     read = [trees.is_float(leaf) for leaf in jax.tree.leaves(params)]

@@ -49,7 +49,8 @@ def multi_stage_surgeon(
       tuning: more of them at the end, in which nothing is pruned.
       schedule: stage -> share of the sparsity in [0, 1], 1 at the last; by default every stage
         prunes the same share of what is left.
-      dampings, scales: tried in every stage. A scale of 0, the mask alone, is always tried.
+      dampings, scales: tried in every stage. A scale of 0, the mask alone, is always tried; where
+        it is the best, larger dampings are.
       probes: random projections for what an entry is worth, as in `Effort`.
       key: draws examples and probes, others in every stage; by default `jax.random.key(0)`.
       progress: `(what, done, total)`.
@@ -88,16 +89,22 @@ def multi_stage_surgeon(
         started = time.perf_counter()
         site = begin(sloped, chosen, params, sparsity, mask)
         done: list[dict[str, Any]] = []
-        best, tried = None, []
+        best: Candidate | None = None
+        tried: list[dict[str, Any]] = []
         targets = list(_targets(site, sparsity, path))
         for number, target in enumerate(targets):
             own = jax.random.fold_in(keys, number)
             quadratic, judge = quadratic_at(sloped, site, site.params, batch, own)
-            candidates = []
-            for damping in dampings:
-                damped = replace(quadratic, damping=jnp.asarray(damping, site.dtype))
-                candidates += _candidates(damped, site, target, scales, probes, own)
-            best, tried = best_by_loss(sloped, site, candidates, judge)
+            tried, wider = [], max(dampings)
+            for damping in (tuple(dampings), *((wider * 10**i,) for i in range(1, _WIDER + 1))):
+                candidates = [] if best is None or not tried else [best]
+                for each in damping:
+                    damped = replace(quadratic, damping=jnp.asarray(each, site.dtype))
+                    candidates += _candidates(damped, site, target, scales, probes, own)
+                best, more = best_by_loss(sloped, site, candidates, judge)
+                tried += more
+                if best.info["scale"] > 0:  # no step in reach was a good one otherwise: step less
+                    break
             found = min(t["loss"] for t in tried)
             done.append({**best.info, "loss": found, "sparsity": _sparsity(site, best.mask)})
             kept = site.mask(best.mask)
@@ -133,6 +140,7 @@ def _candidates(
     return scaled(site, one, quadratic.weights, [0.0, *scales])
 
 
+_WIDER = 3  # times that the damping is raised tenfold where the mask alone beats every update
 _KEEP = object()  # the target of a stage that prunes nothing
 
 
