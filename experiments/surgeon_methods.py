@@ -65,7 +65,7 @@ class Settings:
     """What a network's surgeons are made with.
 
     Attributes:
-      examples: of the Fisher.
+      examples, joint_examples: of the Fisher; of the joint solver's.
       damping: of WoodFisher and CBS, as in the paper.
       dampings, scales: tried by the joint solvers.
       share_tries: losses the joint solver spends on how much each leaf loses.
@@ -75,6 +75,7 @@ class Settings:
     """
 
     examples: int
+    joint_examples: int
     damping: float
     dampings: tuple[float, ...]
     scales: tuple[float, ...]
@@ -125,7 +126,8 @@ class Surgeons:
             return surgeon.sparse_gpt(self.apply, select=select)
         if method == "joint":
             return surgeon.joint_surgeon(
-                curved, select, effort=surgeon.Effort(probes=64, blocks=8),
+                replace(curved, examples=settings.joint_examples), select,
+                effort=surgeon.Effort(rounds=4, pursuits=0, probes=64, blocks=4),
                 dampings=settings.dampings, scales=settings.scales,
                 share_tries=settings.share_tries, key=key,
             )  # fmt: skip

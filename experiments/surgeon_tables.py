@@ -75,9 +75,7 @@ def document(book: Ledger, hardware: dict[str, Any]) -> str:
 
 def _published(numbers: dict[float, dict[str, float]]) -> list[str]:
     names = ["MP", "WF-S", "CBS-S", "WF", "CBS"]
-    rows = [
-        [_percent(s), *(f"{row[m]:.2f}" for m in names)] for s, row in numbers.items() if s > 0
-    ]
+    rows = [[_percent(s), *(f"{row[m]:.2f}" for m in names)] for s, row in numbers.items() if s > 0]
     return _table(["pruned", *names], rows)
 
 

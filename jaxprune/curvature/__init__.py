@@ -12,8 +12,8 @@ from jaxprune.curvature.layers import layer_moments
 from jaxprune.curvature.likelihoods import Likelihood, bernoulli, categorical, normal
 from jaxprune.curvature.probes import hutchinson_diagonal
 from jaxprune.curvature.products import gauss_newton_vp, hvp
-from jaxprune.curvature.sketched import sketched_gauss_newton
 from jaxprune.curvature.roots import sigmoid_root, softmax_root, squared_error_root
+from jaxprune.curvature.sketched import sketched_gauss_newton
 
 __all__ = [
     "FactoredFisher",

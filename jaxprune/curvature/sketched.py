@@ -80,4 +80,4 @@ def _inner(outputs: PyTree, directions: PyTree) -> jax.Array:
         outputs,
         directions,
     )
-    return sum(jax.tree.leaves(products))
+    return jnp.sum(jnp.stack(jax.tree.leaves(products)), axis=0)

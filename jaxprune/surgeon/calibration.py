@@ -39,6 +39,14 @@ class Part(NamedTuple):
     places: np.ndarray
     sites: tuple[Site, ...]
 
+    def kind(self) -> str:
+        """What its second moment is computed from; the same for layers alike."""
+        alike = [
+            (s.origin.loops, s.primitive, s.params, s.side, s.operand, s.captured, s.output.shape)
+            for s in self.sites
+        ]
+        return repr((self.places.shape, alike))
+
 
 class Weight(NamedTuple):
     """A parameter that enters dense layers and convolutions, and nothing else.
@@ -179,23 +187,26 @@ def trace_model(
 
         return jax.vmap(single)(inputs)
 
-    @partial(jax.jit, static_argnums=1)
-    def add(captured: list[list[jax.Array]], which: int) -> Hessians:
-        weight = weights[which]
-        return [_moment(part, some, dtypes[weight.leaf])
-                for part, some in zip(weight.parts, captured, strict=True)]  # fmt: skip
+    programs: dict[str, Callable] = {}  # layers alike share one
+
+    def moments(weight: Weight, captured: dict[Any, jax.Array]) -> Hessians:
+        found = []
+        for part in weight.parts:
+            kind = part.kind() + str(dtypes[weight.leaf])
+            if kind not in programs:
+                programs[kind] = jax.jit(partial(_moment, part, dtypes[weight.leaf]))
+            found.append(programs[kind]([captured[site.key] for site in part.sites]))
+        return found
 
     def hessians(params: Params, inputs: PyTree, which: Sequence[int]) -> list[Hessians]:
         leaves, n = jax.tree.leaves(params), objective.batch_size(inputs)
-        size = min(microbatch or _microbatch(record, leaves, inputs), n)
+        size = min(microbatch or _microbatch(record, leaves, inputs, n), n)
         totals: dict[int, Hessians] = {}
         for start in range(0, n, size):
             part = jax.tree.map(lambda x, at=start: x[at : at + size], inputs)
             captured = record(leaves, part)
             for k in which:
-                mine = [[captured[site.key] for site in p.sites] for p in weights[k].parts]
-                new = add(mine, k)
-                old = totals.get(k)
+                new, old = moments(weights[k], captured), totals.get(k)
                 totals[k] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
         found = [[_mean(h, n) for h in totals[k]] for k in which]
         for k, of_leaf in zip(which, found, strict=True):
@@ -219,16 +230,17 @@ def _check_finite(hessians: Hessians, name: str) -> None:
         )
 
 
-def _microbatch(record: Callable, leaves: list[Any], inputs: PyTree) -> int:
-    """As many examples as keep what is captured at once small."""
+def _microbatch(record: Callable, leaves: list[Any], inputs: PyTree, n: int) -> int:
+    """As many examples as keep what is captured at once small; of n a divisor if there is one."""
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), inputs)
     captured = jax.tree.leaves(jax.eval_shape(record, leaves, one))
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in captured)
     most = _CACHE_BYTES if jax.default_backend() == "cpu" else _DEVICE_BYTES
-    return max(1, most // max(1, size))
+    most = min(n, max(1, most // max(1, size)))
+    return next((k for k in range(most, most // 2, -1) if n % k == 0), most)
 
 
-def _moment(part: Part, captured: list[jax.Array], dtype: Any) -> jax.Array:
+def _moment(part: Part, dtype: Any, captured: list[jax.Array]) -> jax.Array:
     """`sum_n sum_p x x'`, [b, i, i], over all sites of a part."""
     with jax.default_matmul_precision("highest"):
         found = [

@@ -41,9 +41,9 @@ def sparse_gpt(
     loses exactly what `select` takes from it. One factorisation serves all outputs, where
     `exact_obs` has one for each: far cheaper, a little worse.
 
-    What a given `mask` has pruned counts, and stays pruned: an update before it in the sweep may move
-    it, so it is pruned again, and made up for, when the sweep reaches it. A call that prunes nothing
-    more changes no bit.
+    What a given `mask` has pruned counts, and stays pruned: inputs before it in the sweep may move
+    it, so it is pruned again, and made up for, when the sweep reaches it. A call that prunes
+    nothing more changes no bit.
 
     Args:
       apply: `(params, inputs) -> outputs`, where each example's outputs depend on its inputs only
@@ -250,9 +250,9 @@ def _some_mask(
         return (ranks >= np.asarray(goes)) & (price > 0)
 
     if limits.groups is None and limits.rows is None:
-        keep = (price > 0).ravel()
-        keep[np.argpartition(price, limits.total, axis=None)[: limits.total]] = False
-        return keep.reshape(old.shape)
+        mask = (price > 0).ravel()
+        mask[np.argpartition(price, limits.total, axis=None)[: limits.total]] = False
+        return mask.reshape(old.shape)
     masks = []
     for p, array in enumerate(weight.split(price)):
         b, i, o = array.shape

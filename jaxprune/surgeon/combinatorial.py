@@ -88,7 +88,8 @@ def combinatorial_brain_surgeon(
 
     References:
       Yu, Serra, Ramalingam and Zhe 2022, The Combinatorial Brain Surgeon: Pruning Weights That
-      Cancel One Another in Neural Networks, equations 2 to 4, algorithms 1 and 2.
+      Cancel One Another in Neural Networks: the subproblems CBS-S and CBS-U, randomized magnitude
+      pruning and the swap local search.
 
     Example:
       >>> import jax.numpy as jnp

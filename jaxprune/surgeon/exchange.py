@@ -18,6 +18,7 @@ y is `(H u)`, and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -157,7 +158,15 @@ def _candidates(
     return jnp.where(taken, jnp.concatenate([where_loses, where_gains]), d)
 
 
-def _run(where, start, rises, apply, mask, parts, tolerance) -> Exchanged:  # type: ignore[no-untyped-def]
+def _run(
+    where: jax.Array,
+    start: tuple[jax.Array, jax.Array],
+    rises: Callable[[_Block], jax.Array],
+    apply: Callable[[_Block, jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
+    mask: jax.Array,
+    parts: jax.Array,
+    tolerance: jax.Array,
+) -> Exchanged:
     """Best swaps of the candidates until none gains more than the tolerance."""
     d = mask.size
     real = where < d

@@ -64,7 +64,7 @@ def scaled(
 def best_by_loss(
     model: LocalModel, site: Site, candidates: Sequence[Candidate], judge: Batch
 ) -> tuple[Candidate, list[dict[str, Any]]]:
-    """The candidate of the lowest true loss; one alone is not judged.
+    """The candidate of the lowest true loss, and the losses of all.
 
     Raises:
       ValueError: every candidate's weights or loss are NaN or infinite.
@@ -87,9 +87,7 @@ def best_by_loss(
     return candidates[best], tried
 
 
-def finish(
-    site: Site, candidate: Candidate, info: dict[str, Any], started: float
-) -> Pruned:
+def finish(site: Site, candidate: Candidate, info: dict[str, Any], started: float) -> Pruned:
     """Weights and mask as trees, with the counts every Pruner gives."""
     mask = site.mask(candidate.mask)
     flags = site.prunable

@@ -47,7 +47,7 @@ def woodfisher_scores(
       ValueError: damping 0, a model with a first-order term, other `blocks`.
 
     References:
-      Singh and Alistarh 2020, WoodFisher, equation 11; Hassibi and Stork 1993, equation 5.
+      Singh and Alistarh 2020, WoodFisher; Hassibi and Stork 1993, equation 5.
 
     Example:
       >>> import jax.numpy as jnp
@@ -104,7 +104,7 @@ def woodfisher(
 
     References:
       Singh and Alistarh 2020, WoodFisher: Efficient Second-Order Approximation for Neural Network
-      Compression, equations 10 and 11.
+      Compression.
 
     Example:
       >>> import jax.numpy as jnp

@@ -18,6 +18,8 @@ from jaxprune.surgeon.pursuit import Effort, Told, pursue
 from jaxprune.surgeon.quadratic import Quadratic
 from jaxprune.types import Batch, Mask, Params, Pruned, Pruner, Selection
 
+_MUCH_LESS = 0.9  # times the loss of a global choice, for shares a leaf to be worth their limits
+
 
 def joint_surgeon(
     model: LocalModel,
@@ -45,8 +47,10 @@ def joint_surgeon(
         the Fisher was not taken over; by default the model's own only.
       scales: of the update, judged in the same way: below 1 where the quadratic promises too much.
       share_tries: for a global selection at high sparsity: how many true losses to spend on how
-        much each leaf loses, before weights are chosen; 0 for none, 150 is much.
-      key: of everything random; by default `jax.random.key(0)`.
+        much each leaf loses before weights are chosen; 0 for none, 150 is much. What is found is
+        kept if it lowers the loss of the masked weights by a tenth.
+      key: of everything random; by default the model's draws the examples, and `jax.random.key(0)`
+        the rest.
       progress: `(what, done, total)`, called as it goes.
 
     Returns:
@@ -84,19 +88,22 @@ def joint_surgeon(
     ) -> Pruned:
         started = time.perf_counter()
         site = begin(model, chosen, params, sparsity, mask)
-        quadratic, judge = quadratic_at(model, site, site.params, batch, keys)
-        site, info = with_shares(
-            model, site, quadratic, sparsity, judge, share_tries, jax.random.fold_in(keys, 1), told
-        )
+        quadratic, judge = quadratic_at(model, site, site.params, batch, key)
+        info: dict[str, Any] = {}
+        if share_tries and is_global(site):
+            own = jax.random.fold_in(keys, 1)
+            shared, info = _shared(model, site, quadratic, sparsity, judge, share_tries, own, told)
+            # Leaves that compete freely find better sets, unless the loss says otherwise.
+            if info["loss_shares"] < _MUCH_LESS * info["loss_global"]:
+                site = shared
         candidates: list[Candidate] = []
         for damping in tried:
-            own = replace(quadratic, damping=jnp.asarray(damping, site.dtype))
+            damped = replace(quadratic, damping=jnp.asarray(damping, site.dtype))
             found = pursue(
-                own, site, sparsity, effort=work, key=jax.random.fold_in(keys, 2), told=told
+                damped, site, sparsity, effort=work, key=jax.random.fold_in(keys, 2), told=told
             )
-            one = Candidate(
-                found.mask, found.solved.solution, {**found.info, "damping": float(damping)}
-            )
+            said = {**found.info, "damping": float(damping)}
+            one = Candidate(found.mask, found.solved.solution, said)
             candidates += scaled(site, one, quadratic.weights, scales)
         best, losses = best_by_loss(model, site, candidates, judge)
         return finish(site, best, {**info, "tried": losses}, started)
@@ -104,7 +111,7 @@ def joint_surgeon(
     return prune
 
 
-def with_shares(
+def _shared(
     model: LocalModel,
     site: Site,
     quadratic: Quadratic,
@@ -114,9 +121,7 @@ def with_shares(
     key: jax.Array,
     told: Told,
 ) -> tuple[Site, dict[str, Any]]:
-    """The site with a sparsity a leaf, searched by true loss, if that is asked for and possible."""
-    if not tries or not is_global(site):
-        return site, {}
+    """The site with a sparsity a leaf, searched by true loss."""
     w = quadratic.weights
     curvature = quadratic.squares() / quadratic.examples + quadratic.damping
     scores = [jnp.abs(w), w**2 * curvature]

@@ -20,7 +20,7 @@ from jaxprune.curvature.examples import check_microbatch
 from jaxprune.select.ranking import lowest
 from jaxprune.surgeon import least_squares
 from jaxprune.surgeon.calibration import Hessians, Model, Weight, checked_inputs, trace_model
-from jaxprune.surgeon.limits import Choice, Limits, limits
+from jaxprune.surgeon.limits import Choice, Limits, limits_of
 from jaxprune.types import Apply, Batch, Mask, Params, Pruned, Pruner, Selection
 
 Progress = Callable[[str, int, int], None]
@@ -120,7 +120,7 @@ class _Run:
         self.inputs, self.sequential = inputs, sequential
         self.params = choice.params
         self.masks = list(choice.old)
-        self.limits = limits(choice, model.weights)
+        self.limits = limits_of(choice, model.weights)
 
     def all_weights(self, progress: Progress | None) -> dict[str, dict[str, float]]:
         weights = self.model.weights

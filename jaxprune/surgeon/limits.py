@@ -76,7 +76,7 @@ class Choice:
         return [np.asarray(chosen[w.leaf]) & (self.old[w.leaf] | (not hide)) for w in weights]
 
 
-def limits(choice: Choice, weights: Sequence[Weight]) -> list[Limits] | None:
+def limits_of(choice: Choice, weights: Sequence[Weight]) -> list[Limits] | None:
     """What every weight loses; None if leaves compete with each other.
 
     Raises:

@@ -22,7 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import trees
 from jaxprune.surgeon.exchange import exchange_joint
+from jaxprune.surgeon.floors import leaf_numbers, least_kept, protected
 from jaxprune.surgeon.local_model import Site
 from jaxprune.surgeon.quadratic import Quadratic, high, value
 from jaxprune.surgeon.updating import Dual, Solved, dual, solve
@@ -114,7 +116,7 @@ def pursue(
     """The best mask found, and its minimum; the objective never rises from one move to the next."""
     few = _few_sets(site, sparsity)
     if few is not None:
-        return _best_of_all(quadratic, site, few)
+        return _best_of_all(quadratic, site, sparsity, few)
     probes = None
     if effort.probes is not None and effort.probes < quadratic.examples:
         shape = (quadratic.examples, effort.probes)
@@ -139,7 +141,9 @@ def pursue(
     swaps, blocks = 0, 0
     parts = site.parts()
     if parts is not None:
-        for step in _exchanges(quadratic, best, state, parts, effort, probes):
+        leaf, least = leaf_numbers(site), least_kept(site, sparsity)
+        free = lambda mask, worth: protected(parts, mask, worth, leaf, least)
+        for step in _exchanges(quadratic, best, state, free, effort, probes):
             best, state, more = step
             swaps, blocks = swaps + more, blocks + 1
             told("exchange", blocks, effort.blocks)
@@ -170,17 +174,28 @@ def sparsities(site: Site, sparsity: Any, rounds: int) -> Iterator[Any]:
     if site.select.fixed is not None or sparsity is None:
         yield sparsity
         return
-    reached = 1 - int(jnp.sum(site.candidates)) / max(int(jnp.sum(site.prunable_entries)), 1)
+    reached = _reached(site)
     for step in range(1, rounds):
         yield max(reached, sparsity + (reached - sparsity) * (1 - step / rounds) ** 3)
     yield sparsity
+
+
+def _reached(site: Site) -> float:
+    """The largest share that a part of the selection has lost already."""
+    number = np.zeros(site.size, np.int32)
+    if site.select.parts is not None:
+        leaves = trees.select_leaves(site.select.parts(site.params), site.moving)
+        number = np.concatenate([np.ravel(x) for x in leaves])
+    inside = np.asarray(site.prunable_entries)
+    lost = np.bincount(number[inside & ~np.asarray(site.old)], minlength=site.size)
+    return float(np.max(lost / np.maximum(np.bincount(number[inside], minlength=site.size), 1)))
 
 
 def _exchanges(
     quadratic: Quadratic,
     mask: jax.Array,
     state: State,
-    parts: jax.Array,
+    free_parts: Callable[[jax.Array, jax.Array], jax.Array],
     effort: Effort,
     probes: jax.Array | None,
 ) -> Iterator[tuple[jax.Array, State, int]]:
@@ -188,7 +203,7 @@ def _exchanges(
     for _ in range(effort.blocks):
         eps = float(jnp.finfo(state.objective.dtype).eps)
         tolerance = jnp.asarray(10 * eps * abs(float(state.objective)), state.objective.dtype)
-        free = _without_last(state.worth, mask, parts)
+        free = free_parts(mask, state.worth)
         tried = exchange_joint(
             quadratic, state.dual, state.shares, mask, free, tolerance, block=effort.block
         )
@@ -202,14 +217,6 @@ def _exchanges(
         yield mask, state, int(tried.swaps)
         if fell < 1e-4 * abs(float(state.objective)):
             return
-
-
-def _without_last(worth: jax.Array, mask: jax.Array, parts: jax.Array) -> jax.Array:
-    """The parts, with -1 for the best kept entry of each: no part loses its last one."""
-    number = jnp.where(parts >= 0, parts, parts.size)
-    shown = jnp.where(mask, worth, -jnp.inf)
-    best = jax.ops.segment_max(shown, number, parts.size + 1)[number]
-    return jnp.where(mask & (shown == best) & (parts >= 0), -1, parts)
 
 
 def _few_sets(site: Site, sparsity: Any) -> int | None:
@@ -228,14 +235,16 @@ def _few_sets(site: Site, sparsity: Any) -> int | None:
     return kept if math.comb(free, kept) <= MOST_SETS else None
 
 
-def _best_of_all(quadratic: Quadratic, site: Site, kept: int) -> Pursued:
+def _best_of_all(quadratic: Quadratic, site: Site, sparsity: Any, kept: int) -> Pursued:
+    leaf, least = np.asarray(leaf_numbers(site)), np.asarray(least_kept(site, sparsity))
     free = np.flatnonzero(np.asarray(site.candidates))
     always = np.asarray(site.old & ~site.candidates)
     masks = []
     for some in combinations(free, kept):
         mask = always.copy()
         mask[list(some)] = True
-        masks.append(mask)
+        if np.all(np.bincount(leaf[mask], minlength=least.size) >= least):
+            masks.append(mask)
     values = [float(solve(quadratic, jnp.asarray(m), "primal").objective) for m in masks]
     best = int(np.nanargmin(values))
     solved = solve(quadratic, jnp.asarray(masks[best]), "primal")

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxprune.curvature.factors import Factor
 
-CHUNK = 2048
+CHUNK = 256
 """Columns of G that are there at once."""
 
 
@@ -83,7 +83,7 @@ class Quadratic:
                 continue
             inside = (where >= start) & (where < end)
             some = lambda at, factor=factor: factor.columns(at)
-            none = lambda at: jnp.zeros_like(found)
+            none = lambda at, like=found: jnp.zeros_like(like)
             at = jnp.clip(where - start, 0, end - start - 1)
             found += jnp.where(inside, jax.lax.cond(jnp.any(inside), some, none, at), 0)
         return found
@@ -126,7 +126,7 @@ def value(quadratic: Quadratic, solution: jax.Array) -> jax.Array:
     return quadratic.slopes @ moved + 0.5 * bend
 
 
-def high(function: Callable, **options: Any) -> Callable:
+def high(function: Callable, **options: Any) -> Any:
     """Compiled, with products in the highest precision."""
 
     def run(*args: Any, **kwargs: Any) -> Any:

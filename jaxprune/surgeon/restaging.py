@@ -105,6 +105,7 @@ def multi_stage_surgeon(
                 tried += more
                 if best.info["scale"] > 0:  # no step in reach was a good one otherwise: step less
                     break
+            assert best is not None
             found = min(t["loss"] for t in tried)
             done.append({**best.info, "loss": found, "sparsity": _sparsity(site, best.mask)})
             kept = site.mask(best.mask)

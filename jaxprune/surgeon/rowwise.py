@@ -39,9 +39,10 @@ def exact_obs(
     Last, the weights that stay are solved for once more, `min (w - w0)' H (w - w0)` with the
     mask as it is. Biases and what is not prunable keep their bits.
 
-    What a given `mask` has pruned counts, is 0 and has no part in any of this: H is that of the
-    other inputs. With `n_of_m(n, m)`, a group that has lost m - n weights is protected from then on; groups must
-    run along inputs of the layer. Steps are not taken for weights that no selection would reach.
+    With `n_of_m(n, m)`, a group that has lost m - n weights is protected from then on; groups must
+    run along inputs of the layer. What a given `mask` has pruned counts, is 0 and has no part in
+    any of this: H is that of the other inputs. No steps are taken towards weights that `select`
+    would not take in any case.
 
     Args:
       apply: `(params, inputs) -> outputs`, where each example's outputs depend on its inputs only

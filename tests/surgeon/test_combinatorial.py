@@ -20,6 +20,9 @@ F64 = jnp.float64
 KEY = jax.random.key(5)
 
 
+slow = lambda *values: pytest.param(*values, marks=pytest.mark.slow)
+
+
 def prune(case, sparsity=0.5, select=None, mask=None, damping=0.1, **options):
     pruner = cbs(doubles.model_of(case, damping), select, **{"draws": 3, **options})
     return pruner(case.params, case.batch, sparsity=sparsity, mask=mask)
@@ -33,7 +36,7 @@ def magnitude(case, sparsity=0.5, select=None):
     return jp.one_shot(jp.saliency.magnitude(), select or lowest())(case.params, sparsity=sparsity)
 
 
-@pytest.mark.parametrize("buckets", [1, 3, 10])
+@pytest.mark.parametrize("buckets", [3, slow(1), slow(10)])
 def test_each_bucket_is_pruned_by_magnitude_and_loses_the_same_share(buckets, x64):
     size = jnp.asarray(np.random.default_rng(0).random(31))
     there = jnp.arange(31) < 30
@@ -57,7 +60,9 @@ def test_buckets_by_default_are_those_of_the_paper():
     assert [buckets_for(n) for n in (1, 3, 4, 99, 31360, 10**7)] == [1, 1, 2, 9, 177, 1000]
 
 
-@pytest.mark.parametrize("select", [lowest(), lowest("layer"), n_of_m(2, 4), lowest(floor=3)])
+@pytest.mark.parametrize(
+    "select", [n_of_m(2, 4), slow(lowest()), slow(lowest("layer")), slow(lowest(floor=3))]
+)
 def test_draw_0_is_magnitude_and_the_best_draw_has_the_lowest_true_loss(select, x64):
     case = doubles.dense()
     found = doubles.setting(case, select=select)
@@ -95,7 +100,7 @@ def walk_by_hand(hessian, w, mask, reach, tries, epsilon):
     return mask, swaps
 
 
-@pytest.mark.parametrize("tries", [2, 20])
+@pytest.mark.parametrize("tries", [20, slow(2)])
 def test_the_paper_search_walks_as_by_hand(tries, x64):
     case = doubles.dense()._replace(adjust=lambda name, leaf: False)
     found = doubles.setting(case, select=lowest(floor=0), damping=0.01)
@@ -126,7 +131,7 @@ def test_the_paper_search_returns_the_set_of_best_true_loss_inside_parts(x64):
     np.testing.assert_array_equal(np.bincount(parts[np.asarray(~searched.mask)]), [2] * 6)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, slow(1)])
 def test_selection_of_few_weights_is_the_best_of_all_sets(seed, x64):
     case = doubles.dense(5, seed, sizes=(2, 2, 2))
     found = doubles.setting(case, select=lowest(floor=0))
@@ -178,6 +183,7 @@ def test_the_update_is_the_constrained_minimum_of_the_mask(x64):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_candidate_of_the_lowest_true_loss_is_returned(x64):
     case = doubles.dense()
     model = doubles.model_of(case)
@@ -188,7 +194,7 @@ def test_the_candidate_of_the_lowest_true_loss_is_returned(x64):
     assert {t["scale"] for t in pruned.info["tried"]} == {0.0, 0.5, 1.0}
 
 
-@pytest.mark.parametrize("search", ["exchange", "paper", None])
+@pytest.mark.parametrize("search", ["exchange", slow("paper"), slow(None)])
 def test_one_key_one_result_another_key_other_draws(search, x64):
     case = doubles.dense()
     runs = [prune(case, search=search, key=jax.random.key(k)) for k in (1, 1, 2)]
@@ -215,21 +221,26 @@ SELECTS = {
 }
 
 
-@pytest.mark.parametrize("name", PRUNERS)
-def test_sparsity_is_exact_in_every_scope_and_masks_stay(name, x64):
+@pytest.mark.parametrize("name", ["cbs", *(slow(n) for n in PRUNERS if n != "cbs")])
+@pytest.mark.parametrize("scope", ["2:4", *(slow(s) for s in SELECTS if s != "2:4")])
+def test_sparsity_is_exact_in_every_scope(name, scope, x64):
     case = doubles.dense()
     model = doubles.model_of(case)
-    for select, sparsity in SELECTS.values():
-        pruner = PRUNERS[name](model, select)
-        pruned = pruner(case.params, case.batch, sparsity=sparsity)
-        wanted = magnitude(case, sparsity, select)
-        assert pruned.info["kept"] == wanted.info["kept"]
-        assert np.all((flat(pruned.params) == 0) == ~flat(pruned.mask))
-        if select.parts is not None:
-            parts = flat(select.parts(case.params))
-            counts = lambda m, parts=parts: np.bincount(parts[~flat(m)], minlength=8)
-            np.testing.assert_array_equal(counts(pruned.mask), counts(wanted.mask))
-    pruner = PRUNERS[name](model, lowest())
+    select, sparsity = SELECTS[scope]
+    pruner = PRUNERS[name](model, select)
+    pruned = pruner(case.params, case.batch, sparsity=sparsity)
+    wanted = magnitude(case, sparsity, select)
+    assert pruned.info["kept"] == wanted.info["kept"]
+    assert np.all((flat(pruned.params) == 0) == ~flat(pruned.mask))
+    parts = flat(select.parts(case.params))
+    counts = lambda mask: np.bincount(parts[~flat(mask)], minlength=8)
+    np.testing.assert_array_equal(counts(pruned.mask), counts(wanted.mask))
+
+
+@pytest.mark.parametrize("name", ["cbs", *(slow(n) for n in PRUNERS if n != "cbs")])
+def test_masks_stay_and_are_passed_along(name, x64):
+    case = doubles.dense()
+    pruner = PRUNERS[name](doubles.model_of(case), lowest())
     first = magnitude(case, 0.25)
     again = pruner(case.params, case.batch, sparsity=0.75, mask=first.mask)
     assert again.info["kept"] == 6
@@ -238,6 +249,19 @@ def test_sparsity_is_exact_in_every_scope_and_masks_stay(name, x64):
     assert steps(case.params, case.batch, sparsity=0.75).info["kept"] == 6
 
 
+def test_rounds_go_on_from_a_mask_that_one_layer_has_most_of(x64):
+    case = doubles.dense()
+    first = jp.one_shot(
+        jp.saliency.magnitude(), lowest({"first/kernel": 0.5, "second/kernel": 0.0})
+    )
+    mask = first(case.params, sparsity=0.5).mask
+    pruner = PRUNERS["obs, rounds"](doubles.model_of(case), lowest("layer"))
+    pruned = pruner(case.params, case.batch, sparsity=0.5, mask=mask)
+    assert int(pruned.mask["first"]["kernel"].sum()) == 8
+    assert int(pruned.mask["second"]["kernel"].sum()) == 4
+
+
+@pytest.mark.slow
 def test_damping_0_is_solved_where_it_can_be_and_named_where_not(x64):
     many = doubles.dense(40)
     found = doubles.setting(many)
@@ -258,6 +282,7 @@ def test_without_gradients_magnitude_decides(x64):
         assert_trees_equal(pruned.params, magnitude(case).params)
 
 
+@pytest.mark.slow
 def test_blocks_are_drawn_and_updated_but_not_searched(x64):
     case = doubles.dense()
     pruned = prune(case, select=jp.select.blocks((2, 2)))
@@ -265,6 +290,7 @@ def test_blocks_are_drawn_and_updated_but_not_searched(x64):
     assert pruned.info["swaps"] == 0
 
 
+@pytest.mark.slow
 def test_a_single_weight_left(x64):
     case = doubles.dense()
     select = lowest(prunable=lambda name, leaf: name == "second/kernel")

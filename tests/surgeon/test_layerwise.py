@@ -246,6 +246,15 @@ def test_twin_inputs_take_over_from_each_other():
         )
 
 
+def test_what_is_dependent_but_for_rounding_counts_as_dependent():
+    for seed in range(8):
+        x, w = problem(seed)
+        x[:, 3] = x[:, 7] - 2 * x[:, 1]
+        h = np.float32(moment(np.float32(x)))
+        with pytest.raises(ValueError, match=r"leaf 'w' are linearly dependent.*damping"):
+            inverse_of(rows_of(h, np.float32(w)))
+
+
 def test_without_damping_regular_moments_give_plain_least_squares(x64):
     x, w = problem(14)
     pruned = prune(x, w, 0.5, damping=0)

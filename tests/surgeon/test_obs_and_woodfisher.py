@@ -16,12 +16,15 @@ lowest, n_of_m, blocks_of = jp.select.lowest, jp.select.n_of_m, jp.select.blocks
 F64 = jnp.float64
 
 
+slow = lambda *values: pytest.param(*values, marks=pytest.mark.slow)
+
+
 def prune(make, case, sparsity=0.5, mask=None, damping=0.1, **options):
     pruner = make(doubles.model_of(case, damping), **options)
     return pruner(case.params, case.batch, sparsity=sparsity, mask=mask)
 
 
-@pytest.mark.parametrize("blocks", [None, "leaf"])
+@pytest.mark.parametrize("blocks", ["leaf", slow(None)])
 def test_scores_are_those_of_the_inverse(blocks, x64):
     case = doubles.dense()._replace(adjust=lambda name, leaf: False)
     found = doubles.setting(case)
@@ -40,6 +43,7 @@ def test_scores_are_those_of_the_inverse(blocks, x64):
     assert_trees_equal(pruned.params, alone.params)
 
 
+@pytest.mark.slow
 def test_scores_may_be_taken_inside_jit_from_some_of_the_examples(x64):
     case = doubles.dense(9)
     scores = woodfisher_scores(doubles.model_of(case, examples=5, key=jax.random.key(3)))
@@ -74,7 +78,7 @@ def test_the_joint_update_is_never_above_the_independent_one(x64):
     assert other.info["objective"] < one.info["objective"]
 
 
-@pytest.mark.parametrize("n", [5, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [5, slow(40)])
 def test_one_at_a_time_is_the_paper_with_the_inverse_taken_anew(n, x64):
     case = doubles.dense(n)
     found = doubles.setting(case, select=lowest(floor=0))
@@ -88,6 +92,7 @@ def test_one_at_a_time_is_the_paper_with_the_inverse_taken_anew(n, x64):
     assert_near(found.site.flat(pruned.params), z, F64, 10**5)
 
 
+@pytest.mark.slow
 def test_an_inverse_that_is_refreshed_goes_on_in_the_same_order(monkeypatch, x64):
     found = doubles.setting(doubles.dense(), select=lowest(floor=0))
     _, once = one_at_a_time(found.quadratic, found.site, 0.75)
@@ -98,7 +103,7 @@ def test_an_inverse_that_is_refreshed_goes_on_in_the_same_order(monkeypatch, x64
     assert list(once) == list(often)
 
 
-@pytest.mark.parametrize("scope", ["layer", "output", "2:4"])
+@pytest.mark.parametrize("scope", ["2:4", slow("layer"), slow("output")])
 def test_one_at_a_time_within_each_part_and_its_budget(scope, x64):
     select = n_of_m(2, 4) if scope == "2:4" else lowest(scope)
     case = doubles.dense()
@@ -126,6 +131,7 @@ def test_a_floor_holds_one_at_a_time(x64):
     assert int(pruned.mask["second"]["kernel"].sum()) == 3
 
 
+@pytest.mark.slow
 def test_rounds_are_as_good_as_steps_in_between(x64):
     case = doubles.dense()
     objective = {
@@ -142,6 +148,7 @@ def test_rounds_are_as_good_as_steps_in_between(x64):
     assert objective[None].info["objective"] <= objective[1].info["objective"]
 
 
+@pytest.mark.slow
 def test_leaves_that_nobody_moves_keep_their_bits(x64):
     case = doubles.dense()._replace(adjust=lambda name, leaf: False)
     for make in (woodfisher, optimal_brain_surgeon):
@@ -152,7 +159,7 @@ def test_leaves_that_nobody_moves_keep_their_bits(x64):
         assert moved.mask["first"]["bias"].all()
 
 
-@pytest.mark.parametrize("make", [woodfisher, optimal_brain_surgeon,
+@pytest.mark.parametrize("make", [slow(woodfisher), slow(optimal_brain_surgeon),
                                   lambda m: optimal_brain_surgeon(m, rounds=None)])  # fmt: skip
 def test_what_is_pruned_stays_pruned_and_takes_no_part(make, x64):
     case = doubles.dense()
@@ -218,6 +225,7 @@ def no_loss(outputs, targets):
     return 0.0 * outputs.sum(axis=1)
 
 
+@pytest.mark.slow
 def test_examples_given_twice_change_nothing(x64):
     case = doubles.dense()
     twice = case._replace(batch=jax.tree.map(lambda x: jnp.concatenate([x, x]), case.batch))
@@ -227,6 +235,7 @@ def test_examples_given_twice_change_nothing(x64):
     assert_near(two.params["first"]["kernel"], one.params["first"]["kernel"], F64, 10**5)
 
 
+@pytest.mark.slow
 def test_a_single_leaf_down_to_its_last_weight(x64):
     case = doubles.dense()
     select = lowest(prunable=lambda name, leaf: name == "second/kernel")

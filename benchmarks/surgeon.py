@@ -1,0 +1,195 @@
+"""What selection and update cost, and how good the sets are: every solver on the same quadratic.
+
+    python -m benchmarks.surgeon [--save]
+
+Cost: LeNet-300-100 (266,200 weights), gradients of 1,000 random examples, 95 %: exchanges without
+update until none pays (at most 12 blocks), then the joint update, compiled as ONE function; bytes
+are temporaries plus outputs of its `memory_analysis()`.
+
+Quality: the Fisher quadratic of the trained MLPNet of `experiments.dense_networks` on MNIST, 1,000
+examples, at 95 %. The objective is that AFTER the optimal update, over that of magnitude with the
+update. `damping / 2 |w_S|^2` is part of it and cannot be below what the smallest weights have: the
+bound is this part for magnitude alone. "CHITA" is hard thresholding by gradient steps, then least
+squares on the support (Benbaki et al. 2023), our own implementation of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from benchmarks import measuring  # before jax
+
+import jax  # isort: skip
+import jax.numpy as jnp
+import numpy as np
+
+import jaxprune as jp
+from experiments import data
+from experiments.dense_networks import dense_network
+from experiments.image_batches import normalise
+from experiments.models import lenet_300_100
+from experiments.training import cross_entropy
+from jaxprune.surgeon import exchange, updating
+from jaxprune.surgeon.local_model import LocalModel, Site, quadratic_at
+from jaxprune.surgeon.pursuit import Effort, pursue
+from jaxprune.surgeon.quadratic import Quadratic, high
+
+COMMAND = "python -m benchmarks.surgeon"
+EXAMPLES, SPARSITY, BLOCKS = 1000, 0.95, 12
+State = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def lenet() -> tuple[Quadratic, Site]:
+    """LeNet-300-100 with new weights, on random images."""
+    model = lenet_300_100()
+    images = jax.random.uniform(jax.random.key(0), (EXAMPLES, 28, 28, 1))
+    labels = jnp.arange(EXAMPLES) % 10
+    params = model.init(jax.random.key(1), images[:1])["params"]
+    apply = lambda p, x: model.apply({"params": p}, x)
+    local = LocalModel(apply, cross_entropy, damping=1e-3)
+    site = Site(params, jp.select.lowest(), local.adjust, None)
+    return quadratic_at(local, site, params, (images, labels))[0], site
+
+
+def cost() -> list[str]:
+    """Seconds, bytes and compile seconds of selection and update together."""
+    quadratic, site = lenet()
+    parts = site.parts()
+    assert parts is not None
+
+    def operate(quadratic: Quadratic, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+        diagonal = quadratic.squares() / quadratic.examples + quadratic.damping
+
+        def more(state: State) -> jax.Array:
+            return (state[1] > 0) & (state[2] < BLOCKS)
+
+        def step(state: State) -> State:
+            found = exchange.exchange_selection(
+                quadratic, state[0], parts, diagonal, jnp.float32(1e-9), block=128
+            )
+            return found.mask, found.swaps, state[2] + 1
+
+        mask = jax.lax.while_loop(more, step, (start, jnp.int32(1), jnp.int32(0)))[0]
+        solution = jnp.where(mask, updating.dual(quadratic, mask).proximal, 0)
+        return mask, solution
+
+    start = site.choose(jnp.abs(quadratic.weights), SPARSITY)
+    begun = time.perf_counter()
+    compiled = high(operate).lower(quadratic, start).compile()
+    compiling = time.perf_counter() - begun
+    memory = compiled.memory_analysis()
+    taken = (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 1e6
+    seconds = median_seconds(lambda: compiled(quadratic, start))
+    mask = compiled(quadratic, start)[0]
+    changed = int(jnp.sum(mask & ~start))
+    label = f"LeNet-300-100, {quadratic.weights.size:,} weights"
+    return [label, f"{seconds:.2f}", f"{taken:.0f}", f"{compiling:.1f}", f"{changed}"]
+
+
+def median_seconds(call: Callable[[], object], times: int = 5) -> float:
+    """CPU seconds of a call that was made before."""
+    jax.block_until_ready(call())
+    taken = []
+    for _ in range(times):
+        start = measuring.clock()
+        jax.block_until_ready(call())
+        taken.append(measuring.clock() - start)
+    return float(np.median(taken))
+
+
+def quality(damping: float, bent: bool) -> list[list[str]]:
+    """Every solver's objective over that of magnitude with the update."""
+    model, variables, _ = dense_network("mlpnet", "mnist")
+    found = data.load("mnist")
+    images = normalise(jnp.asarray(found.train.inputs[:6000]), "mnist")
+    batch = (images, jnp.asarray(found.train.targets[:6000]))
+    apply = lambda p, x: model.apply({"params": p}, x)
+    fisher = None
+    if bent:
+        root = jp.curvature.softmax_root
+        fisher = jp.curvature.sketched_gauss_newton(apply, cross_entropy, root=root)
+    local = LocalModel(apply, cross_entropy, fisher, damping=damping, examples=EXAMPLES)
+    site = Site(variables["params"], jp.select.lowest(), local.adjust, None)
+    quadratic = quadratic_at(local, site, site.params, batch)[0]
+    weights = quadratic.weights
+    plain = site.choose(jnp.abs(weights), SPARSITY)
+    solved = lambda mask: float(updating.solve(quadratic, mask).objective)
+    base = solved(plain)
+    bound = damping / 2 * float(jnp.sum(jnp.where(plain, 0, weights) ** 2))
+    quick = Effort(rounds=4, pursuits=0, blocks=4, probes=64)
+    solvers: dict[str, Callable[[], float]] = {
+        "magnitude + update": lambda: base,
+        "bound": lambda: bound,
+        "CBS-S (exchange) + update": lambda: solved(by_exchange(quadratic, site, plain)),
+        "CHITA": lambda: solved(by_thresholds(quadratic, plain)),
+        "joint, quick": lambda: joint(quadratic, site, quick),
+        "joint": lambda: joint(quadratic, site, Effort(rounds=16, probes=64)),
+    }
+    rows = []
+    kind = "Gauss-Newton" if bent else "empirical Fisher"
+    for name, solve in solvers.items():
+        start = measuring.clock()
+        objective = solve()
+        seconds = measuring.clock() - start
+        rows.append(
+            [kind, f"{damping:g}", name, f"{objective / base:.3f}",
+             f"{(objective - bound) / (base - bound):.3f}", f"{seconds:.1f}"]
+        )  # fmt: skip
+    return rows
+
+
+def joint(quadratic: Quadratic, site: Site, effort: Effort) -> float:
+    """The joint solver's objective."""
+    found = pursue(quadratic, site, SPARSITY, effort=effort, key=jax.random.key(0))
+    return float(found.solved.objective)
+
+
+def by_exchange(quadratic: Quadratic, site: Site, mask: jax.Array) -> jax.Array:
+    """CBS-S: exchanges that lower the objective without an update."""
+    parts = site.parts()
+    assert parts is not None
+    diagonal = quadratic.squares() / quadratic.examples + quadratic.damping
+    for _ in range(40):
+        found = exchange.exchange_selection(
+            quadratic, mask, parts, diagonal, jnp.float32(1e-9), block=128
+        )
+        mask = found.mask
+        if not int(found.swaps):
+            break
+    return mask
+
+
+def by_thresholds(quadratic: Quadratic, start: jax.Array, steps: int = 200) -> jax.Array:
+    """CHITA's iterative hard thresholding, with a step of 1 / the largest eigenvalue of H."""
+    kept = int(jnp.sum(start))
+    product = high(lambda q, v: q.product(v))
+    vector = jnp.ones_like(quadratic.weights) / np.sqrt(quadratic.weights.size)
+    largest = 1.0
+    for _ in range(30):
+        vector = product(quadratic, vector)
+        largest = float(jnp.linalg.norm(vector))
+        vector = vector / largest
+
+    def threshold(z: jax.Array) -> jax.Array:
+        cut = jp.select.threshold.kth_smallest(jnp.abs(z), jnp.asarray(z.size - kept))
+        return jnp.where(jnp.abs(z) >= cut, z, 0)
+
+    step = high(lambda q, z: threshold(z - q.product(z - q.weights) / largest))
+    z = jnp.where(start, quadratic.weights, 0)
+    for _ in range(steps):
+        z = step(quadratic, z)
+    return z != 0
+
+
+def main() -> None:
+    """Measure and print; `--save` keeps the tables."""
+    header = ["network", "s", "temp + output MB", "compile s", "weights exchanged"]
+    measuring.publish("surgeon_cost", COMMAND, header, [cost()])
+    rows = [row for bent in (False, True) for d in (1e-3, 1e-5) for row in quality(d, bent)]
+    header = ["curvature", "damping", "solver", "objective", "above the bound", "s"]
+    measuring.publish("surgeon_quality", COMMAND, header, rows)
+
+
+if __name__ == "__main__":
+    main()
