@@ -1,6 +1,7 @@
 """What selection and update cost, and how good the sets are: every solver on the same quadratic.
 
-    python -m benchmarks.surgeon [--save]
+    python benchmarks/surgeon.py [--save]    # MLPNet on MNIST is trained first, if it is not there
+    python benchmarks/surgeon.py --quick     # small networks, seconds
 
 Cost: LeNet-300-100 (266,200 weights), gradients of 1,000 random examples, 95 %: exchanges without
 update until none pays (at most 12 blocks), then the joint update, compiled as ONE function; bytes
@@ -15,12 +16,16 @@ squares on the support (Benbaki et al. 2023), our own implementation of it.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-from benchmarks import measuring  # before jax
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import jax  # isort: skip
+from benchmarks import measuring  # isort: skip  # sets XLA's threads: before jax
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -35,8 +40,10 @@ from jaxprune.surgeon.local_model import LocalModel, Site, quadratic_at
 from jaxprune.surgeon.pursuit import Effort, pursue
 from jaxprune.surgeon.quadratic import Quadratic, high
 
-COMMAND = "python -m benchmarks.surgeon"
-EXAMPLES, SPARSITY, BLOCKS = 1000, 0.95, 12
+COMMAND = "python benchmarks/surgeon.py"
+QUICK = "--quick" in sys.argv
+EXAMPLES = 60 if QUICK else 1000
+SPARSITY, BLOCKS = 0.95, 12
 State = tuple[jax.Array, jax.Array, jax.Array]
 
 
@@ -100,9 +107,10 @@ def median_seconds(call: Callable[[], object], times: int = 5) -> float:
 
 def quality(damping: float, bent: bool) -> list[list[str]]:
     """Every solver's objective over that of magnitude with the update."""
-    model, variables, _ = dense_network("mlpnet", "mnist")
-    found = data.load("mnist")
-    images = normalise(jnp.asarray(found.train.inputs[:6000]), "mnist")
+    name = "digits" if QUICK else "mnist"
+    model, variables, _ = dense_network("mlpnet", name, "smoke" if QUICK else "cpu")
+    found = data.load(name)
+    images = normalise(jnp.asarray(found.train.inputs[:6000]), name)
     batch = (images, jnp.asarray(found.train.targets[:6000]))
     apply = lambda p, x: model.apply({"params": p}, x)
     fisher = None
@@ -186,7 +194,8 @@ def main() -> None:
     """Measure and print; `--save` keeps the tables."""
     header = ["network", "s", "temp + output MB", "compile s", "weights exchanged"]
     measuring.publish("surgeon_cost", COMMAND, header, [cost()])
-    rows = [row for bent in (False, True) for d in (1e-3, 1e-5) for row in quality(d, bent)]
+    grid = [(1e-3, False)] if QUICK else [(d, bent) for bent in (False, True) for d in (1e-3, 1e-5)]
+    rows = [row for damping, bent in grid for row in quality(damping, bent)]
     header = ["curvature", "damping", "solver", "objective", "above the bound", "s"]
     measuring.publish("surgeon_quality", COMMAND, header, rows)
 

@@ -76,7 +76,8 @@ _RESNET = replace(
 )  # fmt: skip
 _TINY = replace(
     _MLPNET, examples=60, joint_examples=60, dampings=(1e-3,), scales=(1.0, 0.5),
-    stage_dampings=(1e-2,), stage_scales=(0.5,), share_tries=6, stages=2, tuning=1, draws=3, steps=2, judged=200,
+    stage_dampings=(1e-2,), stage_scales=(0.5,), share_tries=6, stages=2, tuning=1, draws=3,
+    steps=2, judged=200,
 )  # fmt: skip
 PRESETS: dict[str, dict[str, Config]] = {
     "mlpnet": {

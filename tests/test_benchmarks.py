@@ -68,3 +68,12 @@ def test_a_call_that_does_three_times_the_work_takes_three_times_as_long():
         "assert 2.4 < ratio.median < 3.6, ratio\n"
     )
     run("-c", program)
+
+
+def test_the_surgeon_benchmark_prints_its_tables_and_saves_nothing_unasked():
+    saved = lambda: {p.name: p.read_text() for p in (ROOT / "benchmarks/results").glob("surg*.md")}
+    before = saved()
+    printed = run("benchmarks/surgeon.py", "--quick")
+    assert "CHITA" in printed
+    assert "LeNet-300-100" in printed
+    assert saved() == before

@@ -1,0 +1,206 @@
+"""Joint selection and update as Pruners: around one set of weights, and in stages."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune as jp
+from jaxprune.surgeon import Effort, LocalModel, joint_surgeon, multi_stage_surgeon
+from jaxprune.surgeon.allocation import is_global, search_shares
+from jaxprune.surgeon.local_model import Site
+from tests.problems import softmax_loss
+
+QUICK = Effort(rounds=2, pursuits=1, blocks=3, block=8)
+SELECTIONS = {
+    "global": (jp.select.lowest(), 0.6),
+    "layer": (jp.select.lowest("layer"), 0.5),
+    "output": (jp.select.lowest("output"), 0.5),
+    "2:4": (jp.select.n_of_m(2, 4), 0.5),
+    "one leaf": (jp.select.lowest(prunable=lambda name, leaf: name == "first"), 0.5),
+}
+
+
+def apply(params, x):
+    return jnp.tanh(x @ params["first"]) @ params["second"]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A network of 8-8-4 that knows its data, float32."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {
+        "first": jax.random.normal(keys[0], (8, 8)) / 2,
+        "second": jax.random.normal(keys[1], (8, 4)) / 2,
+    }
+    x = jax.random.normal(keys[2], (160, 8))
+    batch = (x, jnp.argmax(x @ jax.random.normal(keys[3], (8, 4)), axis=1))
+    mean = jax.jit(lambda p: jnp.mean(softmax_loss(apply(p, batch[0]), batch[1])))
+    step = jax.jit(lambda p: jax.tree.map(lambda w, g: w - g, p, jax.grad(mean)(p)))
+    for _ in range(150):
+        params = step(params)
+    return params, batch, mean
+
+
+@pytest.fixture(scope="module")
+def model():
+    return LocalModel(apply, softmax_loss, damping=1e-3, examples=60)
+
+
+def goes(select, sparsity, params):
+    """How many entries are to go."""
+    flags = jp.trees.prunable_flags(params, select.prunable)
+    return round(sparsity * jp.trees.count(jp.trees.select_leaves(params, flags)))
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+@pytest.mark.parametrize("kind", ["joint", "stages"])
+def test_sparsity_is_exact_and_pruned_weights_are_0_in_every_scope(kind, name, trained, model):
+    params, batch, _ = trained
+    select, sparsity = SELECTIONS[name]
+    if kind == "joint":
+        prune = joint_surgeon(model, select, effort=QUICK)
+    else:
+        prune = multi_stage_surgeon(model, select, stages=2, tuning=1, dampings=(0.1,))
+    pruned = prune(params, batch, sparsity=sparsity)
+    assert jp.trees.drop(pruned.mask) == goes(select, sparsity, params)
+    for leaf, mask in zip(pruned.params.values(), pruned.mask.values(), strict=True):
+        assert np.all(np.asarray(leaf)[~np.asarray(mask)] == 0)
+    if name == "2:4":
+        for mask in pruned.mask.values():
+            assert np.all(np.asarray(mask).reshape(-1, 4, mask.shape[1]).sum(1) == 2)
+    if name == "one leaf":
+        assert np.array_equal(pruned.params["second"], params["second"])
+
+
+def test_the_objective_never_rises_and_ends_below_magnitude_with_the_update(trained, model):
+    params, batch, _ = trained
+    info = joint_surgeon(model, effort=QUICK)(params, batch, sparsity=0.7).info
+    assert info["objective"] < info["objective_rounds"] <= info["objective_magnitude"]
+
+
+def test_predicted_rise_is_the_measured_one_on_a_quadratic_loss():
+    x = jax.random.normal(jax.random.key(1), (30, 8))
+    w = jax.random.normal(jax.random.key(2), (8, 1))
+    loss = lambda y, t: 0.5 * (y - t) ** 2
+    linear = lambda w, x: x @ w[:, 0]
+    bend = jp.curvature.sketched_gauss_newton(linear, loss)  # the Hessian: one output
+    local = LocalModel(linear, loss, bend, damping=1e-6, examples=None)
+    batch = (x, linear(w, x))
+    pruned = joint_surgeon(local)(w, batch, sparsity=0.5)
+    rise = local.loss_of(pruned.params, batch) - local.loss_of(w, batch)
+    np.testing.assert_allclose(rise, pruned.info["objective"], rtol=1e-3)
+
+
+def test_one_key_one_result(trained, model):
+    params, batch, _ = trained
+    keyed = replace(model, key=jax.random.key(3))
+    first, second = (joint_surgeon(keyed, effort=QUICK)(params, batch, sparsity=0.6) for _ in "12")
+    assert jax.tree.all(jax.tree.map(np.array_equal, first.params, second.params))
+    other = joint_surgeon(replace(model, key=jax.random.key(4)), effort=QUICK)
+    found = other(params, batch, sparsity=0.6)
+    assert not np.array_equal(found.params["first"], first.params["first"])
+
+
+def test_dampings_and_scales_are_chosen_by_the_loss_on_other_examples(trained, model):
+    params, batch, _ = trained
+    prune = joint_surgeon(model, effort=QUICK, dampings=(1e-1, 1e-3), scales=(0.5, 1.0))
+    info = prune(params, batch, sparsity=0.7).info
+    assert len(info["tried"]) == 4
+    best = min(info["tried"], key=lambda tried: tried["loss"])
+    assert (info["damping"], info["scale"]) == (best["damping"], best["scale"])
+
+
+def test_shares_never_raise_the_loss_and_keep_the_count(trained, model):
+    params, batch, _ = trained
+    site = Site(params, jp.select.lowest(), model.adjust, None)
+    w = site.flat(params)
+    found, info = search_shares(
+        model, site, [jnp.abs(w)], 0.7, batch, tries=20, key=jax.random.key(0)
+    )
+    assert info["loss_shares"] <= info["loss_global"]
+    mask = found(params, jax.tree.map(jnp.abs, params), sparsity=0.7)
+    assert jp.trees.drop(mask) == round(0.7 * 96)
+    masked = jp.apply_mask(params, mask)
+    np.testing.assert_allclose(model.loss_of(masked, batch), info["loss_shares"], rtol=1e-6)
+    assert not is_global(Site(params, jp.select.lowest("layer"), model.adjust, None))
+    pruned = joint_surgeon(model, effort=QUICK, share_tries=10)(params, batch, sparsity=0.8)
+    assert jp.trees.drop(pruned.mask) == round(0.8 * 96)
+
+
+def test_stages_end_below_one_quadratic(trained, model):
+    params, batch, mean = trained
+    bent = replace(model, fisher=jp.curvature.sketched_gauss_newton(apply, softmax_loss))
+    once = joint_surgeon(bent, effort=QUICK)(params, batch, sparsity=0.8)
+    staged = multi_stage_surgeon(bent, stages=4, tuning=3)(params, batch, sparsity=0.8)
+    assert mean(staged.params) < mean(once.params)
+    stages = staged.info["stages"]
+    assert len(stages) == 7
+    sparsities = [stage["sparsity"] for stage in stages]
+    assert sparsities == sorted(sparsities)
+    assert sparsities[3:] == [pytest.approx(round(0.8 * 96) / 96)] * 4
+
+
+def test_stages_follow_a_schedule_and_a_given_mask_stays(trained, model):
+    params, batch, _ = trained
+    old = jax.tree.map(lambda w: jnp.abs(w) > 0.2, params)
+    linear = lambda step: step / 2
+    prune = multi_stage_surgeon(model, stages=2, tuning=0, schedule=linear, dampings=(0.1,))
+    pruned = prune(params, batch, sparsity=0.75, mask=old)
+    reached = jp.trees.drop(old) / 96
+    halfway = pruned.info["stages"][0]["sparsity"]
+    assert abs(halfway - (reached + 0.75) / 2) < 1 / 96
+    assert not any(
+        bool(jnp.any(m & ~o)) for m, o in zip(pruned.mask.values(), old.values(), strict=True)
+    )
+    assert jp.trees.drop(pruned.mask) == 72
+
+
+def test_where_every_update_harms_larger_dampings_are_tried(trained, model):
+    params, batch, _ = trained
+    prune = multi_stage_surgeon(model, stages=1, tuning=0, dampings=(1e-3,), scales=(1000.0,))
+    info = prune(params, batch, sparsity=0.3).info
+    assert max(tried["damping"] for tried in info["tried"]) == pytest.approx(1)
+    assert info["stages"][0]["loss"] == min(tried["loss"] for tried in info["tried"])
+
+
+def test_iterative_passes_the_mask_along(trained, model):
+    params, batch, _ = trained
+    prune = joint_surgeon(model, effort=QUICK)
+    slow = jp.iterative(prune, jp.schedule.linear(0.5, 2), rounds=2)
+    pruned = slow(params, batch, sparsity=0.6)
+    assert jp.trees.drop(pruned.mask) == round(0.6 * 96)
+    assert [r["sparsity"] for r in pruned.info["rounds"]] == [
+        pytest.approx(29 / 96), pytest.approx(58 / 96)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda m: joint_surgeon(m, dampings=(0.0,)), "must be > 0"),
+        (lambda m: joint_surgeon(replace(m, damping=0.0)), "must be > 0"),
+        (lambda m: joint_surgeon(m, scales=()), "scales"),
+        (lambda m: Effort(rounds=0), "rounds"),
+        (lambda m: replace(m, damping=-1.0), "damping"),
+        (lambda m: replace(m, examples=0), "examples"),
+        (lambda m: multi_stage_surgeon(m, stages=0), "stages"),
+        (lambda m: multi_stage_surgeon(m, tuning=-1), "tuning"),
+        (lambda m: multi_stage_surgeon(m, schedule=lambda s: 0.5), "rise to 1"),
+    ],
+)
+def test_bad_options_are_refused_when_given(make, words, model):
+    with pytest.raises(ValueError, match=words):
+        make(model)
+
+
+def test_calls_inside_jit_and_weights_that_are_not_numbers_are_refused(trained, model):
+    params, batch, _ = trained
+    prune = joint_surgeon(model, effort=QUICK)
+    with pytest.raises(TypeError, match="outside jit"):
+        jax.jit(lambda p: prune(p, batch, sparsity=0.5).params)(params)
+    bad = {**params, "first": params["first"].at[0, 0].set(jnp.nan)}
+    with pytest.raises(ValueError, match="NaN"):
+        prune(bad, batch, sparsity=0.5)
