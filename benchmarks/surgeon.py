@@ -1,6 +1,7 @@
 """What selection and update cost, and how good the sets are: every solver on the same quadratic.
 
     python benchmarks/surgeon.py [--save]    # MLPNet on MNIST is trained first, if it is not there
+    python benchmarks/surgeon.py --weights FILE.npz [--save]  # outside weights of MLPNet as well
     python benchmarks/surgeon.py --quick     # small networks, seconds
 
 Cost: LeNet-300-100 (266,200 weights), gradients of 1,000 random examples, 95 %: exchanges without
@@ -31,14 +32,16 @@ import numpy as np
 
 import jaxprune as jp
 from experiments import data
+from experiments.combinatorial_brain_surgeon import outside_weights
 from experiments.dense_networks import dense_network
 from experiments.image_batches import normalise
 from experiments.models import lenet_300_100
 from experiments.training import cross_entropy
+from jaxprune.select.threshold import kth_smallest
 from jaxprune.surgeon import exchange, updating
 from jaxprune.surgeon.local_model import LocalModel, Site, quadratic_at
 from jaxprune.surgeon.pursuit import Effort, pursue
-from jaxprune.surgeon.quadratic import Quadratic, high
+from jaxprune.surgeon.quadratic import Quadratic, high, value
 
 COMMAND = "python benchmarks/surgeon.py"
 QUICK = "--quick" in sys.argv
@@ -105,20 +108,23 @@ def median_seconds(call: Callable[[], object], times: int = 5) -> float:
     return float(np.median(taken))
 
 
-def quality(damping: float, bent: bool) -> list[list[str]]:
+def quality(damping: float, bent: bool, weights_from: Path | None) -> list[list[str]]:
     """Every solver's objective over that of magnitude with the update."""
     name = "digits" if QUICK else "mnist"
-    model, variables, _ = dense_network("mlpnet", name, "smoke" if QUICK else "cpu")
+    if weights_from is None:
+        model, variables, _ = dense_network("mlpnet", name, "smoke" if QUICK else "cpu")
+        apply, params = lambda p, x: model.apply({"params": p}, x), variables["params"]
+    else:
+        apply, params, _ = outside_weights(weights_from)
     found = data.load(name)
     images = normalise(jnp.asarray(found.train.inputs[:6000]), name)
     batch = (images, jnp.asarray(found.train.targets[:6000]))
-    apply = lambda p, x: model.apply({"params": p}, x)
     fisher = None
     if bent:
         root = jp.curvature.softmax_root
         fisher = jp.curvature.sketched_gauss_newton(apply, cross_entropy, root=root)
     local = LocalModel(apply, cross_entropy, fisher, damping=damping, examples=EXAMPLES)
-    site = Site(variables["params"], jp.select.lowest(), local.adjust, None)
+    site = Site(params, jp.select.lowest(), local.adjust, None)
     quadratic = quadratic_at(local, site, site.params, batch)[0]
     weights = quadratic.weights
     plain = site.choose(jnp.abs(weights), SPARSITY)
@@ -135,15 +141,15 @@ def quality(damping: float, bent: bool) -> list[list[str]]:
         "joint": lambda: joint(quadratic, site, Effort(rounds=16, probes=64)),
     }
     rows = []
+    place = "our own" if weights_from is None else "outside"
     kind = "Gauss-Newton" if bent else "empirical Fisher"
     for name, solve in solvers.items():
         start = measuring.clock()
         objective = solve()
         seconds = measuring.clock() - start
-        rows.append(
-            [kind, f"{damping:g}", name, f"{objective / base:.3f}",
-             f"{(objective - bound) / (base - bound):.3f}", f"{seconds:.1f}"]
-        )  # fmt: skip
+        above = (objective - bound) / (base - bound)
+        cells = [f"{objective / base:.3f}", f"{above:.3f}", f"{seconds:.1f}"]
+        rows.append([place, kind, f"{damping:g}", name, *cells])
     return rows
 
 
@@ -168,26 +174,28 @@ def by_exchange(quadratic: Quadratic, site: Site, mask: jax.Array) -> jax.Array:
     return mask
 
 
-def by_thresholds(quadratic: Quadratic, start: jax.Array, steps: int = 200) -> jax.Array:
-    """CHITA's iterative hard thresholding, with a step of 1 / the largest eigenvalue of H."""
-    kept = int(jnp.sum(start))
-    product = high(lambda q, v: q.product(v))
-    vector = jnp.ones_like(quadratic.weights) / np.sqrt(quadratic.weights.size)
-    largest = 1.0
-    for _ in range(30):
-        vector = product(quadratic, vector)
-        largest = float(jnp.linalg.norm(vector))
-        vector = vector / largest
+def by_thresholds(quadratic: Quadratic, start: jax.Array, steps: int = 100) -> jax.Array:
+    """CHITA's iterative hard thresholding, each step of the length that lowers Q most."""
+    kept = jnp.sum(start)
 
     def threshold(z: jax.Array) -> jax.Array:
-        cut = jp.select.threshold.kth_smallest(jnp.abs(z), jnp.asarray(z.size - kept))
+        cut = kth_smallest(jnp.abs(z), z.size - kept)
         return jnp.where(jnp.abs(z) >= cut, z, 0)
 
-    step = high(lambda q, z: threshold(z - q.product(z - q.weights) / largest))
+    def step(quadratic: Quadratic, z: jax.Array) -> jax.Array:
+        slope = quadratic.product(z - quadratic.weights)
+        inside = jnp.where(z != 0, slope, 0)
+        length = inside @ inside / (inside @ quadratic.product(inside))
+        tried = jax.lax.map(
+            lambda power: threshold(z - length * 2.0**power * slope), jnp.arange(-6.0, 4.0)
+        )
+        values = jax.lax.map(lambda each: value(quadratic, each), tried)
+        best = jnp.argmin(values)
+        return jnp.where(values[best] < value(quadratic, z), tried[best], z)
+
     z = jnp.where(start, quadratic.weights, 0)
-    for _ in range(steps):
-        z = step(quadratic, z)
-    return z != 0
+    run = high(lambda q, z: jax.lax.fori_loop(0, steps, lambda _, z: step(q, z), z))
+    return run(quadratic, z) != 0
 
 
 def main() -> None:
@@ -195,9 +203,13 @@ def main() -> None:
     header = ["network", "s", "temp + output MB", "compile s", "weights exchanged"]
     measuring.publish("surgeon_cost", COMMAND, header, [cost()])
     grid = [(1e-3, False)] if QUICK else [(d, bent) for bent in (False, True) for d in (1e-3, 1e-5)]
-    rows = [row for damping, bent in grid for row in quality(damping, bent)]
-    header = ["curvature", "damping", "solver", "objective", "above the bound", "s"]
-    measuring.publish("surgeon_quality", COMMAND, header, rows)
+    places: list[Path | None] = [None]
+    if "--weights" in sys.argv:
+        places.append(Path(sys.argv[sys.argv.index("--weights") + 1]))
+    rows = [row for at in places for damping, bent in grid for row in quality(damping, bent, at)]
+    header = ["weights", "curvature", "damping", "solver", "objective", "above the bound", "s"]
+    command = COMMAND + (" --weights FILE.npz" if len(places) > 1 else "")
+    measuring.publish("surgeon_quality", command, header, rows)
 
 
 if __name__ == "__main__":

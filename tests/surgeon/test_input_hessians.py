@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxprune.surgeon import calibration
-from jaxprune.surgeon.calibration import checked_inputs, input_hessians, trace_model
+from jaxprune.surgeon.layers import calibration
+from jaxprune.surgeon.layers.calibration import checked_inputs, input_hessians, trace_model
 from tests.near import assert_near
 from tests.surgeon.layer_doubles import moment
 

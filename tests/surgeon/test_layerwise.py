@@ -6,9 +6,9 @@ import pytest
 from jax import lax
 
 import jaxprune as jp
-from jaxprune.surgeon import elimination, rowwise
-from jaxprune.surgeon.elimination import Rows, eliminate, inverse_of
-from jaxprune.surgeon.rowwise import exact_obs
+from jaxprune.surgeon.layers import elimination, rowwise
+from jaxprune.surgeon.layers.elimination import Rows, eliminate, inverse_of
+from jaxprune.surgeon.layers.rowwise import exact_obs
 from tests.near import assert_near, assert_trees_equal
 from tests.surgeon.layer_doubles import greedy, moment, rising, solved
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.surgeon.calibration import input_hessians
-from jaxprune.surgeon.columnwise import sparse_gpt
-from jaxprune.surgeon.rowwise import exact_obs
+from jaxprune.surgeon.layers.calibration import input_hessians
+from jaxprune.surgeon.layers.columnwise import sparse_gpt
+from jaxprune.surgeon.layers.rowwise import exact_obs
 
 lowest, n_of_m = jp.select.lowest, jp.select.n_of_m
 PARAMS = {"kernel": jnp.arange(1.0, 13).reshape(4, 3), "bias": jnp.ones(3)}

@@ -11,8 +11,8 @@ from flax import nnx
 from jax import lax
 
 import jaxprune as jp
-from jaxprune.surgeon.columnwise import sparse_gpt
-from jaxprune.surgeon.rowwise import exact_obs
+from jaxprune.surgeon.layers.columnwise import sparse_gpt
+from jaxprune.surgeon.layers.rowwise import exact_obs
 from tests.near import assert_near, assert_trees_equal
 
 N = 24

@@ -6,11 +6,17 @@ from functools import partial
 
 import numpy as np
 
-from jaxprune.surgeon import elimination
-from jaxprune.surgeon.elimination import Losses, Rows
-from jaxprune.surgeon.layer_by_layer import Case, Method, Progress, layer_by_layer
-from jaxprune.surgeon.least_squares import by_row, check_damping, check_finite, compensated, damped
-from jaxprune.surgeon.limits import Choice
+from jaxprune.surgeon.layers import elimination
+from jaxprune.surgeon.layers.elimination import Losses, Rows
+from jaxprune.surgeon.layers.layer_by_layer import Case, Method, Progress, layer_by_layer
+from jaxprune.surgeon.layers.least_squares import (
+    by_row,
+    check_damping,
+    check_finite,
+    compensated,
+    damped,
+)
+from jaxprune.surgeon.layers.limits import Choice
 from jaxprune.types import Apply, Pruner, Selection
 
 _SPARE = 16  # steps beyond what a row is expected to need

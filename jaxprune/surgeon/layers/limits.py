@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import trees
-from jaxprune.surgeon.calibration import Weight
+from jaxprune.surgeon.layers.calibration import Weight
 from jaxprune.types import Mask, Params, Selection
 
 Groups = list[np.ndarray]

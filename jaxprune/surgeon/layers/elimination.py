@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from jaxprune.surgeon.least_squares import check_regular, chunks, filled, restricted
+from jaxprune.surgeon.layers.least_squares import check_regular, chunks, filled, restricted
 
 
 class Rows(NamedTuple):

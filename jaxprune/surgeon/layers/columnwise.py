@@ -10,11 +10,11 @@ import numpy as np
 
 from jaxprune import trees
 from jaxprune.curvature.examples import check_positive
-from jaxprune.surgeon.calibration import Weight
-from jaxprune.surgeon.layer_by_layer import Case, Method, Progress, layer_by_layer
-from jaxprune.surgeon.least_squares import check_damping, check_regular, damped
-from jaxprune.surgeon.limits import Choice, Limits
-from jaxprune.surgeon.sweep import Quota, columns, losses, swept, upper_factor
+from jaxprune.surgeon.layers.calibration import Weight
+from jaxprune.surgeon.layers.layer_by_layer import Case, Method, Progress, layer_by_layer
+from jaxprune.surgeon.layers.least_squares import check_damping, check_regular, damped
+from jaxprune.surgeon.layers.limits import Choice, Limits
+from jaxprune.surgeon.layers.sweep import Quota, columns, losses, swept, upper_factor
 from jaxprune.types import Apply, Pruner, Selection
 
 

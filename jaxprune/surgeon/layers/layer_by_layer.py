@@ -18,9 +18,9 @@ import numpy as np
 from jaxprune import trees
 from jaxprune.curvature.examples import check_microbatch
 from jaxprune.select.ranking import lowest
-from jaxprune.surgeon import least_squares
-from jaxprune.surgeon.calibration import Hessians, Model, Weight, checked_inputs, trace_model
-from jaxprune.surgeon.limits import Choice, Limits, limits_of
+from jaxprune.surgeon.layers import least_squares
+from jaxprune.surgeon.layers.calibration import Hessians, Model, Weight, checked_inputs, trace_model
+from jaxprune.surgeon.layers.limits import Choice, Limits, limits_of
 from jaxprune.types import Apply, Batch, Mask, Params, Pruned, Pruner, Selection
 
 Progress = Callable[[str, int, int], None]
