@@ -33,7 +33,7 @@ def test_the_threshold_benchmark_prints_its_table_and_saves_nothing_unasked():
     [
         ("speed", "empirical"),
         ("backpack", "BackPACK"),  # its rows, or why they are skipped
-        ("accuracy", "Spearman"),
+        pytest.param("accuracy", "Spearman", marks=pytest.mark.slow),
     ],
 )
 def test_the_curvature_benchmark_prints_its_tables_and_saves_nothing_unasked(only, told):
@@ -48,7 +48,8 @@ def test_the_curvature_benchmark_prints_its_tables_and_saves_nothing_unasked(onl
     [
         ("trace", "groups"),
         ("speed", "FLOPs"),
-        ("peers", "Torch-Pruning"),  # its rows, or why they are skipped
+        # Its rows, or why they are skipped.
+        pytest.param("peers", "Torch-Pruning", marks=pytest.mark.slow),
     ],
 )
 def test_the_structure_benchmark_prints_its_tables_and_saves_nothing_unasked(only, told):

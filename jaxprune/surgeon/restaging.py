@@ -74,8 +74,8 @@ def multi_stage_surgeon(
       >>> w = jnp.array([[0.3], [0.4], [0.5]])
       >>> prune = multi_stage_surgeon(model, stages=2, tuning=2)
       >>> pruned = prune(w, (x, jnp.tanh(x @ w[:, 0])), sparsity=1 / 3)
-      >>> pruned.mask.ravel(), pruned.info["tried"][-1]["loss"] < 1e-2
-      (Array([False,  True,  True], dtype=bool), True)
+      >>> pruned.mask.ravel(), len(pruned.info["stages"])
+      (Array([False,  True,  True], dtype=bool), 4)
     """
     chosen = lowest() if select is None else select
     check_grid(dampings, scales)

@@ -139,7 +139,7 @@ def test_layers_after_a_pruned_one_are_given_what_it_now_gives(surgeon):
 
 
 @pytest.mark.parametrize("sequential", [True, pytest.param(False, marks=pytest.mark.slow)])
-@both
+@exact_is_slow
 def test_leaves_that_compete_lose_exactly_the_total(surgeon, sequential):
     params, x = mlp()
     prune = surgeon(two_layers, select=lowest("global"), sequential=sequential)
@@ -250,7 +250,7 @@ def trained(deep):
 @pytest.mark.parametrize(
     "deep", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["shallow", "deep"]
 )
-@both
+@exact_is_slow
 def test_a_convolutional_net_with_batch_norm_end_to_end(deep, surgeon):
     net, variables, images = trained(deep)
     seen, held = images[:256], images[256:]
