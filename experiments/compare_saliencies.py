@@ -96,7 +96,7 @@ class Arguments:
     preset: Literal["smoke", "quick", "cpu", "full"] = "quick"
     """How much: smoke in seconds, quick in under a minute, cpu in about an hour, full for a GPU."""
     dataset: str = "digits"
-    """digits (in the wheel, no download) or mnist."""
+    """digits (in the wheel, no download), mnist or cifar10."""
     methods: tuple[str, ...] = METHODS
     """Which saliencies."""
     seeds: int | None = None
