@@ -149,7 +149,7 @@ def combinatorial_brain_surgeon(
                 damped = replace(quadratic, damping=jnp.asarray(damping, site.dtype))
                 z = solve(damped, kept).solution
                 more = {**own, "damping": float(damping)}
-                for one in scaled(site, Candidate(kept, z, more), w, scales):
+                for one in scaled(Candidate(kept, z, more), w, scales):
                     moved = float(value(quadratic, one.solution))
                     candidates.append(one._replace(info={**one.info, "objective": moved}))
             told("update", len(candidates), len(offered) * len(tried) * len(scales))

@@ -48,10 +48,8 @@ def begin(
     return Site(params, select, model.adjust, mask)
 
 
-def scaled(
-    site: Site, candidate: Candidate, weights: jax.Array, scales: Sequence[float]
-) -> list[Candidate]:
-    """The same masks, with the update times a scale: `w + scale (z - w)` where kept."""
+def scaled(candidate: Candidate, weights: jax.Array, scales: Sequence[float]) -> list[Candidate]:
+    """The same mask, with the update times a scale: `w + scale (z - w)` where kept."""
     found = []
     for scale in scales:
         moved = candidate.solution

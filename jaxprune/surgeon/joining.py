@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune import trees
 from jaxprune.select.ranking import lowest
 from jaxprune.surgeon.allocation import is_global, search_shares
 from jaxprune.surgeon.finishing import Candidate, begin, best_by_loss, finish, scaled
 from jaxprune.surgeon.local_model import LocalModel, Site, quadratic_at
 from jaxprune.surgeon.pursuit import Effort, Told, pursue
-from jaxprune.surgeon.quadratic import Quadratic
+from jaxprune.surgeon.quadratic import Quadratic, value
+from jaxprune.surgeon.updating import solve
 from jaxprune.types import Batch, Mask, Params, Pruned, Pruner, Selection
 
 _MUCH_LESS = 0.9  # times the loss of a global choice, for shares a leaf to be worth their limits
@@ -29,6 +31,7 @@ def joint_surgeon(
     dampings: Sequence[float] | None = None,
     scales: Sequence[float] = (1.0,),
     share_tries: int = 0,
+    starts: Sequence[Pruner] = (),
     key: jax.Array | None = None,
     progress: Told | None = None,
 ) -> Pruner:
@@ -49,6 +52,10 @@ def joint_surgeon(
       share_tries: for a global selection at high sparsity: how many true losses to spend on how
         much each leaf loses before weights are chosen; 0 for none, 150 is much. What is found is
         kept if it lowers the loss of the masked weights by a tenth.
+      starts: other Pruners of the same selection, such as `exact_obs(apply, select=select)`. The
+        minimum of Q on each one's mask, at every scale between that Pruner's own weights (0) and
+        the minimum (1), is judged too. At high sparsity the quadratic is a poor judge of masks,
+        and the loss prefers these.
       key: of everything random; by default the model's draws the examples, and `jax.random.key(0)`
         the rest.
       progress: `(what, done, total)`, called as it goes.
@@ -104,11 +111,50 @@ def joint_surgeon(
             )
             said = {**found.info, "damping": float(damping)}
             one = Candidate(found.mask, found.solved.solution, said)
-            candidates += scaled(site, one, quadratic.weights, scales)
+            candidates += scaled(one, quadratic.weights, scales)
+        if starts:
+            free = begin(model, chosen, params, sparsity, mask)
+            for number, start in enumerate(starts):
+                told("start", number, len(starts))
+                pruned = start(free.params, batch, sparsity=sparsity, mask=mask)
+                candidates += _from_start(free, quadratic, pruned, number, sparsity, tried, scales)
         best, losses = best_by_loss(model, site, candidates, judge)
         return finish(site, best, {**info, "tried": losses}, started)
 
     return prune
+
+
+def _from_start(
+    site: Site,
+    quadratic: Quadratic,
+    pruned: Pruned,
+    number: int,
+    sparsity: Any,
+    dampings: Sequence[float],
+    scales: Sequence[float],
+) -> list[Candidate]:
+    """Another Pruner's mask: its own weights, and the way from there to the minimum of Q.
+
+    Raises:
+      ValueError: it pruned another number of entries, or leaves that do not move here.
+    """
+    mask = site.flat(pruned.mask).astype(bool) & site.old
+    wanted = site.choose(jnp.abs(quadratic.weights), sparsity)
+    if int(jnp.sum(mask)) != int(jnp.sum(wanted)) or trees.drop(pruned.mask) != int(jnp.sum(~mask)):
+        raise ValueError(
+            f"`starts[{number}]` pruned {trees.drop(pruned.mask)} entries, this selection prunes "
+            f"{int(jnp.sum(~wanted))}. Make it with the same `select`."
+        )
+    own = jnp.where(mask, site.flat(pruned.params), 0)
+    said: dict[str, Any] = {"start": number}
+    rise = float(value(quadratic, own))
+    found = [Candidate(mask, own, {**said, "scale": 0.0, "objective": rise})]
+    for damping in dampings:
+        damped = replace(quadratic, damping=jnp.asarray(damping, site.dtype))
+        solved = solve(damped, mask)
+        here = {**said, "damping": float(damping), "objective": float(solved.objective)}
+        found += scaled(Candidate(mask, solved.solution, here), own, scales)
+    return found
 
 
 def _shared(

@@ -138,7 +138,7 @@ def _candidates(
     solved = solve(quadratic, mask)
     info = {"damping": float(quadratic.damping), "objective": float(solved.objective)}
     one = Candidate(mask, solved.solution, info)
-    return scaled(site, one, quadratic.weights, [0.0, *scales])
+    return scaled(one, quadratic.weights, [0.0, *scales])
 
 
 _WIDER = 3  # times that the damping is raised tenfold where the mask alone beats every update

@@ -130,6 +130,20 @@ def test_shares_never_raise_the_loss_and_keep_the_count(trained, model):
     assert jp.trees.drop(pruned.mask) == round(0.8 * 96)
 
 
+def test_other_pruners_are_starts_and_the_loss_judges_them_too(trained, model):
+    params, batch, _ = trained
+    start = jp.surgeon.exact_obs(apply, select=jp.select.lowest())
+    prune = joint_surgeon(model, effort=QUICK, scales=(0.5, 1.0), starts=(start,))
+    pruned = prune(params, batch, sparsity=0.8)
+    own = [tried for tried in pruned.info["tried"] if "start" in tried]
+    assert [tried["scale"] for tried in own] == [0.0, 0.5, 1.0]
+    assert min(t["loss"] for t in pruned.info["tried"]) <= own[0]["loss"]
+    assert jp.trees.drop(pruned.mask) == round(0.8 * 96)
+    other = joint_surgeon(model, effort=QUICK, starts=(jp.surgeon.exact_obs(apply),))
+    with pytest.raises(ValueError, match=r"starts\[0\].*same `select`"):
+        other(params, batch, sparsity=0.57)  # 36 and 18 leaf by leaf, 55 in one ranking
+
+
 def test_stages_end_below_one_quadratic(trained, model):
     params, batch, mean = trained
     bent = replace(model, fisher=jp.curvature.sketched_gauss_newton(apply, softmax_loss))
