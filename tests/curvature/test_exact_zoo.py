@@ -116,7 +116,12 @@ def case(name):
         return net, np.einsum("npp->np", np.asarray(hessians))
 
 
-@pytest.mark.parametrize("name", NETS)
+LONG = ("attention", "convolutions", "layer norm", "tanh, four hidden layers")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG[:2] else []) for n in NETS]
+)
 def test_it_is_the_diagonal_of_the_hessian(name, x64):
     net, truth = case(name)
     exact = jp.curvature.exact_diagonal(net.apply, softmax_loss, root=jp.curvature.softmax_root)
@@ -127,7 +132,10 @@ def test_it_is_the_diagonal_of_the_hessian(name, x64):
     assert found.fallback_paths == ()
 
 
-@pytest.mark.parametrize("name", ["tanh, four hidden layers", "convolutions", "layer norm"])
+@pytest.mark.parametrize(
+    "name",
+    ["tanh, one hidden layer", *(pytest.param(n, marks=pytest.mark.slow) for n in LONG[1:])],
+)
 def test_without_a_root_and_in_microbatches_it_is_the_same(name, x64):
     net, truth = case(name)
     exact = jp.curvature.exact_diagonal(net.apply, softmax_loss, microbatch=2, chunk=3)
