@@ -3,15 +3,17 @@
 One-shot pruning of trained networks WITHOUT fine-tuning: which weights go together, and how the
 others move. Published numbers are printed beside ours.
 
-    python experiments/combinatorial_brain_surgeon.py                     # MLPNet/MNIST, ~1 hour
+    python experiments/combinatorial_brain_surgeon.py                     # MLPNet on MNIST
     python experiments/combinatorial_brain_surgeon.py --weights FILE.npz  # on outside weights
-    python experiments/combinatorial_brain_surgeon.py --network resnet20  # ~1 hour after training
+    python experiments/combinatorial_brain_surgeon.py --network resnet20  # CIFAR-10
     python experiments/combinatorial_brain_surgeon.py --preset smoke      # digits, seconds
 
 The dense network comes from `dense_networks.py`, or from an archive of arrays named as the model's
 parameters (fc1, fc2, fc3 of shapes [in, out]). A seed draws the training examples of the Fisher,
 the partitions and the probes; the weights are the same. Every choice is made by the loss on
-training examples; test examples are only counted at the end. Interrupted runs resume.
+training examples; test examples are only counted at the end. Interrupted runs resume. The seconds
+of every call are in the results; the cpu presets take hours on two cores. Runs of different
+`--methods` may go on at the same time, and add to the same results.
 
 ResNet-20 prunes its 18 convolutions inside blocks, as in the paper; MLPNet all its weights.
 """
@@ -35,7 +37,9 @@ import jaxprune as jp
 from experiments import data, ledger, surgeon_tables
 from experiments.dense_networks import dense_network
 from experiments.image_batches import normalise
+from experiments.locking import Busy
 from experiments.models import MLPNet
+from experiments.naming import check_known
 from experiments.presenting import progress
 from experiments.surgeon_methods import METHODS, Settings, Surgeons, three_by_three
 from jaxprune.types import Apply, Batch, Params, Selection
@@ -118,7 +122,7 @@ class Arguments:
     weights: Path | None = None
     """An archive (.npz) of trained weights to use instead of our own; MLPNet only."""
     methods: tuple[str, ...] = tuple(METHODS)
-    """Which methods."""
+    """Which methods to run now; processes that run others at the same time add to one result."""
     sparsities: tuple[float, ...] = ()
     """Which sparsities, if not the preset's."""
     seeds: int | None = None
@@ -146,13 +150,11 @@ def configure(arguments: Arguments) -> Config:
       ValueError: an unknown method, a preset the network does not have, no seed, a weights file
         that is missing or for another network.
     """
-    unknown = [m for m in arguments.methods if m not in METHODS]
-    if unknown:
-        raise ValueError(f"Unknown method {unknown[0]!r}. Known: {', '.join(METHODS)}.")
+    check_known("method", arguments.methods, METHODS)
     presets = PRESETS[arguments.network]
     if arguments.preset not in presets:
         raise ValueError(f"{arguments.network} has the presets {', '.join(presets)}.")
-    config = replace(presets[arguments.preset], methods=arguments.methods)
+    config = presets[arguments.preset]
     if arguments.sparsities:
         config = replace(config, sparsities=arguments.sparsities)
     if arguments.seeds is not None:
@@ -163,6 +165,8 @@ def configure(arguments: Arguments) -> Config:
         return config
     if arguments.network != "mlpnet" or arguments.preset == "smoke":
         raise ValueError("`weights` replaces MLPNet's on MNIST: use the cpu or the full preset.")
+    if not arguments.weights.is_file():
+        raise ValueError(f"There is no file {arguments.weights}; `weights` is an .npz archive.")
     content = arguments.weights.read_bytes()
     return replace(config, weights=hashlib.sha256(content).hexdigest()[:16])
 
@@ -262,7 +266,10 @@ def run(arguments: Arguments) -> Path:
     if "dense" not in book.pieces:
         comparison.run_dense()
     work = [
-        (m, s, seed) for m in config.methods for s in config.sparsities for seed in seeds(config, m)
+        (method, sparsity, seed)
+        for method in arguments.methods
+        for sparsity in config.sparsities
+        for seed in seeds(config, method)
     ]
     with progress(len(work)) as advance:
         for method, sparsity, seed in work:
@@ -283,5 +290,5 @@ if __name__ == "__main__":
 
     try:
         run(tyro.cli(Arguments, description=__doc__))
-    except (ValueError, data.DataUnavailable) as problem:
+    except (ValueError, Busy, data.DataUnavailable) as problem:
         sys.exit(f"error: {problem}")

@@ -17,7 +17,6 @@ methods draw the same masks the runs are shared. Interrupted runs resume where t
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import sys
 import time
@@ -37,6 +36,7 @@ import jaxprune as jp
 from experiments import data, ledger, presenting, training
 from experiments.methods import METHODS, build_saliency
 from experiments.models import MLP
+from experiments.naming import check_known
 from experiments.training import Budget
 from jaxprune.types import Batch, Mask, Params, Scores
 
@@ -113,15 +113,8 @@ def configure(arguments: Arguments) -> Config:
     Raises:
       ValueError: an unknown data set or method; the nearest known one is suggested.
     """
-    for kind, names, known in (
-        ("method", arguments.methods, METHODS),
-        ("data set", (arguments.dataset,), data.names()),
-    ):
-        for name in names:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f" Did you mean '{near[0]}'?" if near else ""
-                raise ValueError(f"Unknown {kind} '{name}'. Known: {', '.join(known)}.{hint}")
+    check_known("method", arguments.methods, METHODS)
+    check_known("data set", [arguments.dataset], data.names())
     config = replace(
         PRESETS[arguments.preset], dataset=arguments.dataset, methods=arguments.methods
     )

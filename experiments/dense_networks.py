@@ -17,7 +17,6 @@ again, and ends with the same bits. From Python:
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import sys
@@ -38,6 +37,9 @@ import jaxprune as jp
 from experiments import data, ledger
 from experiments.data import Split
 from experiments.dense_training import NETWORKS, About, Config, State, Training, variables
+from experiments.locking import Busy, alone
+from experiments.naming import check_known
+from experiments.tables import markdown
 
 WORK = Path(__file__).parent / "runs"  # checkpoints, not committed
 RESULTS = Path(__file__).parent / "results"
@@ -80,10 +82,6 @@ class Arguments:
     """Where tensorflow_datasets keeps prepared data."""
     out: Path | None = None
     """Folder of the results; by default experiments/results, for smoke the run's own folder."""
-
-
-class Busy(RuntimeError):
-    """A network that another process trains."""
 
 
 class DenseNetwork(NamedTuple):
@@ -137,15 +135,9 @@ def configure(
     Raises:
       ValueError: an unknown network, data set or preset; the nearest known one is suggested.
     """
-    for kind, name, known in (
-        ("network", network, tuple(NETWORKS)),
-        ("data set", dataset, data.names()),
-        ("preset", preset, tuple(PRESETS["mlpnet"])),
-    ):
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"Unknown {kind} '{name}'. Known: {', '.join(known)}.{hint}")
+    check_known("network", [network], NETWORKS)
+    check_known("data set", [dataset], data.names())
+    check_known("preset", [preset], PRESETS["mlpnet"])
     config = replace(PRESETS[network][preset], dataset=dataset)
     if dataset == "cifar10":  # not the others: a mirrored digit is another sign
         config = replace(config, shift=4, mirror=True)
@@ -200,7 +192,7 @@ class Run:
         """
         if "dense" in self.book.pieces:
             return self.newest()
-        with _alone(self.folder.parent):
+        with alone(self.folder, wait=False):
             return self._train(minutes)
 
     def _train(self, minutes: float | None) -> State:
@@ -250,23 +242,6 @@ class Run:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run; a process that dies lets go of it."""
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # not on Windows: there two at once are the user's care
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy(f"Another process trains {folder}. Wait for it, or end it.") from None
-        yield
-
-
-@contextmanager
 def _progress(start: int, total: int) -> Iterator[Callable[..., None]]:
     """A bar on stderr; yields `show(step, text="")`. Without a terminal: the texts, one a line."""
     from rich.console import Console
@@ -297,18 +272,25 @@ def _progress(start: int, total: int) -> Iterator[Callable[..., None]]:
 def table(folder: Path) -> str:
     """The finished networks of a folder of results, in Markdown, one a row."""
     names = ("network", "data", "test %", "validation %", "parameters", "epochs", "seed", "minutes")
-    rows, machines = [], []
+    rows = []
     for path in sorted(folder.glob("dense_networks-*.json")):
         found = json.loads(path.read_text())
         config, piece = found["config"], found["pieces"]["dense"]
-        machines.append("{device}, {cores} cores, jax {jax}".format(**found["hardware"]))
         rows.append(
-            f"| {config['network']} | {config['dataset']} | {piece['test_accuracy']:.2f} "
-            f"| {piece['validation_accuracy']:.2f} | {piece['parameters']:,} | {config['epochs']} "
-            f"| {config['seed']} | {piece['train_seconds'] / 60:.1f} | {machines[-1]} |"
+            (
+                config["network"],
+                config["dataset"],
+                f"{piece['test_accuracy']:.2f}",
+                f"{piece['validation_accuracy']:.2f}",
+                f"{piece['parameters']:,}",
+                str(config["epochs"]),
+                str(config["seed"]),
+                f"{piece['train_seconds'] / 60:.1f}",
+                "{device}, {cores} cores, jax {jax}".format(**found["hardware"]),
+            )
         )
-    lines = ["| " + " | ".join((*names, "trained on")) + " |", "|" + "---|" * (len(names) + 1)]
-    return "\n".join(lines + rows) + "\n\nOne network a row, from the JSON beside this file.\n"
+    told = "One network a row, from the JSON beside this file."
+    return f"{markdown((*names, 'trained on'), rows)}\n\n{told}\n"
 
 
 def main(arguments: Arguments) -> Run:

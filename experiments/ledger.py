@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from experiments.locking import alone
+
 
 def digest(config: Any) -> str:
     """Ten hexadecimal digits that name a frozen dataclass configuration.
@@ -53,6 +55,8 @@ def hardware() -> dict[str, Any]:
 class Ledger:
     """Finished pieces of work by name; a piece is written once and survives a kill.
 
+    Processes with the same configuration may fill one ledger at the same time.
+
     Args:
       path: the JSON file.
       config: the configuration whose results it holds.
@@ -87,7 +91,10 @@ class Ledger:
         return "report" in self.pieces.get(name, {})
 
     def record(self, name: str, piece: Any) -> None:
-        """Add a finished piece and write everything."""
-        self.pieces[name] = piece
-        content = {"config": self.config, "hardware": hardware(), "pieces": self.pieces}
-        write_atomically(self.path, json.dumps(content, indent=1) + "\n")
+        """Add a finished piece and write everything, with what other processes have added."""
+        with alone(self.path.parent, wait=True):
+            if self.path.exists():
+                self.pieces = {**self._read(), **self.pieces}
+            self.pieces[name] = piece
+            content = {"config": self.config, "hardware": hardware(), "pieces": self.pieces}
+            write_atomically(self.path, json.dumps(content, indent=1) + "\n")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.ledger import Ledger, write_atomically
-from jaxprune.reporting import accuracy_plot, mean_and_spread
+from experiments.tables import markdown, percent, spread
+from jaxprune.reporting import accuracy_plot
 
 ARMS = ("one_shot", "fine_tuned", "scratch")
 COLUMNS = (
@@ -41,9 +42,9 @@ def table_rows(book: Ledger) -> list[tuple[str, ...]]:
         fewest = min(totals[f"bytes_{form}"] for form in ("dense", "bitmask", "csr"))
         rows.append(
             (
-                f"{100 * sparsity:g} %",
+                percent(sparsity),
                 method,
-                *(_spread(piece[arm]) for arm in ARMS),
+                *(spread(piece[arm]) for arm in ARMS),
                 f"{totals['kept']:,}",
                 f"{fewest / 1024:.1f}",
                 f"{cost['flops_skipping_zeros'] / 1e6:.2f}",
@@ -51,13 +52,6 @@ def table_rows(book: Ledger) -> list[tuple[str, ...]]:
             )
         )
     return rows
-
-
-def _spread(values: list[float] | None) -> str:
-    if values is None:
-        return "-"
-    mean, sd, _ = mean_and_spread(values)
-    return f"{mean:.2f}" if sd is None else f"{mean:.2f} ± {sd:.2f}"
 
 
 def caption(book: Ledger, hardware: dict[str, Any]) -> str:
@@ -90,17 +84,10 @@ def show(book: Ledger, stem: Path, hardware: dict[str, Any]) -> None:
         table.add_row(*row)
     console = Console(width=max(110, Console().width))
     console.print(table)
-    write_atomically(stem.with_name(stem.name + ".md"), markdown(rows, text))
+    write_atomically(stem.with_name(stem.name + ".md"), f"{markdown(COLUMNS, rows)}\n\n{text}\n")
     picture = stem.with_name(stem.name + ".png")
     accuracy_plot(runs(book), picture, value=ARMS, title=f"{book.config['dataset']}, accuracy in %")
     console.print(f"Results: {book.path}\nPlot:    {picture}", soft_wrap=True)
-
-
-def markdown(rows: list[tuple[str, ...]], text: str) -> str:
-    """The table in Markdown, its caption below."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines) + f"\n\n{text}\n"
 
 
 def runs(book: Ledger) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from experiments.ledger import Ledger, write_atomically
 from experiments.surgeon_methods import METHODS, PUBLISHED
-from jaxprune.reporting import accuracy_plot, mean_and_spread
+from experiments.tables import markdown, percent, spread
+from jaxprune.reporting import accuracy_plot
 
 TITLES = {"mlpnet": "MLPNet/MNIST", "resnet20": "ResNet-20/CIFAR-10"}
 
@@ -52,49 +53,37 @@ def document(book: Ledger, hardware: dict[str, Any]) -> str:
     config, title = book.config, title_of(book)
     published = PUBLISHED.get(title, {})
     dense = book.pieces["dense"]["accuracy"]
-    methods = list(config["methods"])
+    methods = [m for m in config["methods"] if any(run["method"] == m for run in runs(book))]
     head = ["pruned", *methods]
-    body = [[_percent(s), *(_cell(book, m, s, "accuracy") for m in methods)]
+    body = [[percent(s), *(_cell(book, m, s, "accuracy") for m in methods)]
             for s in config["sparsities"]]  # fmt: skip
     said = f"{dense:.2f}"
     if published:
         said += f" (published {published[0.0]['dense']:.2f})"
     lines = [f"{title}, % of test examples correct, no fine-tuning; dense {said}.", ""]
-    lines += [*_table(head, body), ""]
+    lines += [markdown(head, body), ""]
     for name, numbers in PUBLISHED.items():
         if name == title or title == "MLPNet/MNIST":
             lines += [f"Published (Yu et al. 2022), {name}, dense {numbers[0.0]['dense']:.2f}:", ""]
-            lines += [*_published(numbers), ""]
-    seconds = [[_percent(s), *(_cell(book, m, s, "seconds", 1) for m in methods)]
+            lines += [_published(numbers), ""]
+    seconds = [[percent(s), *(_cell(book, m, s, "seconds", 1) for m in methods)]
                for s in config["sparsities"]]  # fmt: skip
-    lines += ["Seconds of one call, compilation included:", "", *_table(head, seconds), ""]
+    lines += ["Seconds of one call, compilation included:", "", markdown(head, seconds), ""]
     lines += [f"- {m}: {METHODS[m]}" for m in methods]
     lines += ["", _caption(book, hardware)]
     return "\n".join(lines) + "\n"
 
 
-def _published(numbers: dict[float, dict[str, float]]) -> list[str]:
+def _published(numbers: dict[float, dict[str, float]]) -> str:
     names = ["MP", "WF-S", "CBS-S", "WF", "CBS"]
-    rows = [[_percent(s), *(f"{row[m]:.2f}" for m in names)] for s, row in numbers.items() if s > 0]
-    return _table(["pruned", *names], rows)
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
-
-
-def _percent(sparsity: float) -> str:
-    return f"{100 * sparsity:g} %"
+    rows = [[percent(s), *(f"{row[m]:.2f}" for m in names)] for s, row in numbers.items() if s > 0]
+    return markdown(["pruned", *names], rows)
 
 
 def _cell(book: Ledger, method: str, sparsity: float, what: str, digits: int = 2) -> str:
     names = (name_of(method, sparsity, seed) for seed in range(book.config["seeds"]))
     values = [book.pieces[name][what] for name in names if name in book.pieces]
-    if not values:
-        return "-"
-    mean, sd, _ = mean_and_spread(values)
-    return f"{mean:.{digits}f}" if sd is None else f"{mean:.{digits}f} ± {sd:.{digits}f}"
+    return spread(values, digits)
 
 
 def _caption(book: Ledger, hardware: dict[str, Any]) -> str:

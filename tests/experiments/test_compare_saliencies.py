@@ -172,3 +172,13 @@ def test_masked_training_keeps_zeros_and_trains_the_rest():
         assert (np.asarray(after)[~np.asarray(mask)] == 0).all()
         moved = np.asarray(after)[np.asarray(mask)] != np.asarray(before)[np.asarray(mask)]
         assert moved.mean() > 0.5
+
+
+def test_processes_that_fill_one_ledger_do_not_lose_each_others_pieces(tmp_path):
+    config = experiment.PRESETS["smoke"]
+    first, second = (ledger.Ledger(tmp_path / "book.json", config) for _ in range(2))
+    first.record("a", {"report": 1})
+    second.record("b", {"report": 2})
+    first.record("c", {"report": 3})
+    assert set(ledger.Ledger(tmp_path / "book.json", config).pieces) == {"a", "b", "c"}
+    assert set(first.pieces) == {"a", "b", "c"}

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 import jaxprune as jp
-from experiments import data, ledger
+from experiments import data, ledger, locking
 from experiments import dense_networks as experiment
 from experiments.dense_training import NETWORKS, About, Training, _kernels, variables
 from experiments.image_batches import CHANNELS, mirror, normalise, shift
@@ -132,12 +132,12 @@ def test_two_processes_do_not_train_one_network(run_in):
     run = run_in("work", MLPNET)
     run.train(minutes=0)
     with (
-        experiment._alone(run.folder.parent),
+        locking.alone(run.folder, wait=False),
         pytest.raises(experiment.Busy, match="Another process trains"),
     ):
         run.train()
     run.train()
-    with experiment._alone(run.folder.parent):
+    with locking.alone(run.folder, wait=False):
         run.train()  # a finished one is only read
 
 
