@@ -37,6 +37,7 @@ import jaxprune as jp
 from experiments import data, ledger
 from experiments.data import Split
 from experiments.dense_training import NETWORKS, About, Config, State, Training, variables
+from experiments.image_batches import CHANNELS
 from experiments.locking import Busy, alone
 from experiments.naming import check_known
 from experiments.tables import markdown
@@ -71,7 +72,7 @@ class Arguments:
     network: str = "mlpnet"
     """mlpnet, resnet8 or resnet20."""
     dataset: str = "mnist"
-    """digits (in the wheel, no download), mnist or cifar10."""
+    """digits (in the wheel, no download), mnist, fashion_mnist or cifar10."""
     preset: Preset = "cpu"
     """How much: smoke in seconds, cpu in about 90 minutes at most, full for a GPU."""
     minutes: float | None = None
@@ -133,10 +134,10 @@ def configure(
     """The configuration of a network on a data set.
 
     Raises:
-      ValueError: an unknown network, data set or preset; the nearest known one is suggested.
+      ValueError: an unknown network, set of images or preset; the nearest known one is suggested.
     """
     check_known("network", [network], NETWORKS)
-    check_known("data set", [dataset], data.names())
+    check_known("data set", [dataset], CHANNELS)
     check_known("preset", [preset], PRESETS["mlpnet"])
     config = replace(PRESETS[network][preset], dataset=dataset)
     if dataset == "cifar10":  # not the others: a mirrored digit is another sign

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 CHANNELS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "digits": ((0.3053,), (0.3760,)),
     "mnist": ((0.1307,), (0.3081,)),
+    "fashion_mnist": ((0.2862,), (0.3531,)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }
 

@@ -1,8 +1,9 @@
-"""The official tensorflow_datasets builders, made to prepare without TensorFlow.
+"""Builders of tensorflow_datasets, made to prepare without TensorFlow.
 
 The official image builders hand arrays to TensorFlow's encoder and read through its file system.
 A sub-class of the same name and version that yields Pillow images, written as array_record, needs
-neither, and its directory is what `tfds.builder(name)` reads.
+neither, and its directory is what `tfds.builder(name)` reads. A builder of our own goes the same
+way.
 """
 
 import contextlib
@@ -13,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
+
+import numpy as np
 
 from experiments.data.dataset import RawSplits, Split
 from experiments.data.progress import bar
@@ -33,8 +36,8 @@ Source = Callable[[Path, DownloadManager], RawSplits]
 """Gets the raw splits; the path is where the manager looks for files fetched by hand."""
 
 
-def official_class(builder: str) -> Any:
-    """Import the official builder class from its "module:Class" address."""
+def builder_class(builder: str) -> Any:
+    """Import a builder class from its "module:Class" address."""
     module, name = builder.split(":")
     return getattr(importlib.import_module(module), name)
 
@@ -70,7 +73,7 @@ def write(builder: Any, source: Source, root: Path, class_names: Sequence[str] =
     """Prepare the builder's set, as `source` gives it, under an empty root directory.
 
     Args:
-        builder: the official builder class.
+        builder: the builder class; its supervised keys name the inputs and the classes.
         source: gives the raw splits.
         root: where to.
         class_names: what the directory calls the classes; nothing if the builder names none.
@@ -110,7 +113,7 @@ def _without_tensorflow(
         return {name: self._generate_examples(name, split) for name, split in splits.items()}
 
     def generate_examples(self: Any, name: str, split: Split) -> Iterator[tuple[int, Any]]:
-        examples = _examples(f"preparing {builder.name} {name}", split)
+        examples = _examples(f"preparing {builder.name} {name}", split, self.info)
         if "id" not in self.info.features:
             return examples
         # As the official builders name them: by split and place.
@@ -127,16 +130,23 @@ def _without_tensorflow(
         return type(builder.__name__, (builder,), methods)
 
 
-def _examples(description: str, split: Split) -> Iterator[tuple[int, dict[str, Any]]]:
-    from PIL import Image
+def _examples(description: str, split: Split, info: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    import tensorflow_datasets as tfds
 
+    inputs, targets = info.supervised_keys
+    pixels = isinstance(info.features[inputs], tfds.features.Image)
     with bar(description, len(split.targets)) as advance:
-        for key, (pixels, label) in enumerate(zip(split.inputs, split.targets, strict=True)):
+        for key, (values, label) in enumerate(zip(split.inputs, split.targets, strict=True)):
             if key % _STEP == 0:
                 advance(_STEP)
-            # Pillow has no [H, W, 1]: a grey image is [H, W].
-            image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-            yield key, {"image": image, "label": int(label)}
+            yield key, {inputs: _image(values) if pixels else values, targets: int(label)}
+
+
+def _image(pixels: np.ndarray) -> Any:
+    from PIL import Image
+
+    # Pillow has no [H, W, 1]: a grey image is [H, W].
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data import cifar10, digits, mnist
+from experiments.data import cifar10, digits, fashion_mnist, mails, mnist
 from experiments.data.dataset import Dataset, Parts, Split
 from experiments.data.splits import hold_out
 
@@ -23,7 +23,9 @@ class Row(NamedTuple):
 _TABLE: Mapping[str, Row] = {
     "digits": Row(digits.read, validation_fraction=1 / 8),
     "mnist": Row(mnist.read, validation_fraction=1 / 12),
+    "fashion_mnist": Row(fashion_mnist.read, validation_fraction=1 / 12),
     "cifar10": Row(cifar10.read, validation_fraction=1 / 10),
+    "mails": Row(mails.read, validation_fraction=1 / 8),
 }
 
 
@@ -32,7 +34,7 @@ def names() -> tuple[str, ...]:
 
     Examples:
         >>> names()
-        ('digits', 'mnist', 'cifar10')
+        ('digits', 'mnist', 'fashion_mnist', 'cifar10', 'mails')
     """
     return tuple(_TABLE)
 
@@ -46,10 +48,11 @@ def load(
 ) -> Dataset:
     """Load a data set as float32 arrays, with a stratified validation part.
 
-    Inputs are in [0, 1] with shape [N, H, W, C] (N examples, H rows, W columns, C channels):
-    digits 8 x 8 x 1, divided by 16; mnist 28 x 28 x 1 and cifar10 32 x 32 x 3, divided by 255.
-    Targets are int32 [N]. The same arguments give the same arrays, bit for bit, whichever rung of
-    the ladder served them.
+    Inputs are in [0, 1]. Those of images have shape [N, H, W, C] (N examples, H rows, W columns,
+    C channels): digits 8 x 8 x 1, divided by 16; mnist and fashion_mnist 28 x 28 x 1 and cifar10
+    32 x 32 x 3, divided by 255. Those of mails have shape [N, 4096]: log(1 + count) of hashed
+    words, each row of Euclidean length 1. Targets are int32 [N]; of mails, 1 is spam. The same
+    arguments give the same arrays, bit for bit, whichever rung of the ladder served them.
 
     Args:
         name: one of `names()`.
@@ -57,8 +60,8 @@ def load(
             `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`. digits does not use it.
         validation_fraction: the part of the published training examples, in (0, 1), that becomes
             the validation part; by default 1/8 for digits (1,257 train, 180 validation,
-            360 test), 1/12 for mnist (55,000, 5,000, 10,000) and 1/10 for cifar10 (45,000,
-            5,000, 10,000).
+            360 test), 1/12 for mnist and fashion_mnist (55,000, 5,000, 10,000), 1/10 for cifar10
+            (45,000, 5,000, 10,000) and 1/8 for mails (4,076, 582, 1,165).
         seed: chooses which training examples validate. It never touches the test part.
 
     Raises:

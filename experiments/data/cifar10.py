@@ -18,7 +18,8 @@ import numpy as np
 from experiments.data.contents import verify
 from experiments.data.dataset import Parts, RawSplits, Split
 from experiments.data.images import ImageSet, read_images
-from experiments.data.packages import NpmPackage
+from experiments.data.packages import NpmPackage, Package
+from experiments.data.stored import OfficialFiles
 
 BUILDER = "tensorflow_datasets.image_classification.cifar:Cifar10"
 ARCHIVE = "cifar-10-binary.tar.gz"
@@ -37,7 +38,7 @@ def cifar10_image_set(
     counts: Mapping[str, int],
     sha256: Mapping[str, str],
     fingerprints: Mapping[str, str],
-    package: NpmPackage,
+    package: Package,
 ) -> ImageSet:
     """Describe CIFAR-10, or a smaller set that is published like it.
 
@@ -60,8 +61,7 @@ def cifar10_image_set(
         num_classes=len(CLASSES),
         counts=counts,
         fingerprints=fingerprints,
-        official_files=(ARCHIVE,),
-        from_official=from_official,
+        official=OfficialFiles(names=(ARCHIVE,), read=from_official),
         package=package,
         package_files=(*pictures, *LABELS.values()),
         from_package=from_package,
@@ -159,7 +159,7 @@ CIFAR10 = cifar10_image_set(
 
 
 def read(data_dir: Path | None = None) -> Parts:
-    """Read CIFAR-10 from the first rung that has it; see `images.read_images`.
+    """Read CIFAR-10 from the first rung that has it; see `stored.read_stored`.
 
     Returns:
         50,000 training and 10,000 test examples; inputs float32 [N, 32, 32, 3] in [0, 1],

@@ -14,7 +14,7 @@ def canonical(split: Split) -> tuple[Split, str]:
     sort the arrays, and every seeded choice made from them, are the same from every storage.
 
     Args:
-        split: uint8 inputs [N, H, W, C], integer targets [N].
+        split: uint8 inputs [N, ...], integer targets [N].
 
     Returns:
         The split in canonical order with int32 targets, and the sha256 (hexadecimal) over the
@@ -25,8 +25,8 @@ def canonical(split: Split) -> tuple[Split, str]:
     targets = split.targets.astype(np.int32)
     labels = targets.astype("<i4")  # a fixed byte order, or the fingerprint would depend on it
     keys = [
-        hashlib.sha256(label.tobytes() + image.tobytes()).digest()
-        for label, image in zip(labels, inputs, strict=True)
+        hashlib.sha256(label.tobytes() + example.tobytes()).digest()
+        for label, example in zip(labels, inputs, strict=True)
     ]
     order = sorted(range(len(keys)), key=keys.__getitem__)
     whole = hashlib.sha256(repr(inputs.shape[1:]).encode())

@@ -1,6 +1,7 @@
 """The types that every data set is given in.
 
-Letters of the shapes: N examples, H rows, W columns, C channels.
+Letters of the shapes: N examples, H rows, W columns, C channels. What follows N is the shape of
+one example: [H, W, C] for images, [B] for counts in B buckets.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ class Split(NamedTuple):
     """Examples and their classes, in the same order.
 
     Attributes:
-        inputs: [N, H, W, C]; float32 in [0, 1] in a `Dataset`, uint8 in [0, 255] while raw.
+        inputs: [N, ...]; float32 in [0, 1] in a `Dataset`, uint8 in [0, 255] while raw.
         targets: [N]; int32 class numbers in [0, num_classes).
     """
 

@@ -6,6 +6,7 @@ big-endian uint32, and the values in row-major order.
 
 import gzip
 import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import numpy as np
 from experiments.data.contents import verify
 from experiments.data.dataset import RawSplits, Split
 from experiments.data.images import ImageSet
-from experiments.data.packages import NpmPackage
+from experiments.data.packages import Package
+from experiments.data.stored import OfficialFiles
 
 
 def idx_image_set(
@@ -26,24 +28,30 @@ def idx_image_set(
     files: Mapping[str, tuple[str, str]],
     sha256: Mapping[str, str],
     fingerprints: Mapping[str, str],
-    package: NpmPackage,
+    package: Package,
+    zipped: bool = False,
 ) -> ImageSet:
-    """Describe a set that is published as idx files: gzipped officially, raw in a package.
+    """Describe a set that is published as idx files: gzipped officially, else gzipped or raw.
 
     Args:
         name, builder, num_classes, counts, fingerprints: as in `ImageSet`.
         files: the (images, labels) file names of each split, without ".gz".
         sha256: of each raw file, hexadecimal; checked on every rung that fetches.
-        package: the registry package that carries the raw files.
+        package: the registry package that carries the files.
+        zipped: whether the package's files are gzipped, with ".gz" after their names.
     """
     every_file = [file for pair in files.values() for file in pair]
+    zipped_files = tuple(f"{file}.gz" for file in every_file)
+
+    def from_raw(raw: Mapping[str, bytes]) -> RawSplits:
+        return read_splits(raw, files=files, sha256=sha256)
+
+    def from_zipped(contents: Mapping[str, bytes]) -> RawSplits:
+        raw = {file: unzip(contents[f"{file}.gz"], what=file) for file in every_file}
+        return from_raw(raw)
 
     def from_official(paths: Mapping[str, Path]) -> RawSplits:
-        raw = {file: gzip.decompress(paths[f"{file}.gz"].read_bytes()) for file in every_file}
-        return read_splits(raw, files=files, sha256=sha256)
-
-    def from_package(raw: Mapping[str, bytes]) -> RawSplits:
-        return read_splits(raw, files=files, sha256=sha256)
+        return from_zipped({file: paths[file].read_bytes() for file in zipped_files})
 
     return ImageSet(
         name=name,
@@ -51,12 +59,26 @@ def idx_image_set(
         num_classes=num_classes,
         counts=counts,
         fingerprints=fingerprints,
-        official_files=tuple(f"{file}.gz" for file in every_file),
-        from_official=from_official,
+        official=OfficialFiles(names=zipped_files, read=from_official),
         package=package,
-        package_files=tuple(every_file),
-        from_package=from_package,
+        package_files=zipped_files if zipped else tuple(every_file),
+        from_package=from_zipped if zipped else from_raw,
     )
+
+
+def unzip(content: bytes, *, what: str) -> bytes:
+    """Decompress a gzip file.
+
+    Raises:
+        ValueError: it is none, or is damaged.
+    """
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{what}.gz must be a whole gzip file, got {len(content)} bytes that are not "
+            f"({error}). Fetch it again."
+        ) from error
 
 
 def read_splits(

@@ -42,7 +42,7 @@ MNIST = idx_image_set(
 
 
 def read(data_dir: Path | None = None) -> Parts:
-    """Read MNIST from the first rung that has it; see `images.read_images`.
+    """Read MNIST from the first rung that has it; see `stored.read_stored`.
 
     Returns:
         60,000 training and 10,000 test examples; inputs float32 [N, 28, 28, 1] in [0, 1],

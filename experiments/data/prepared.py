@@ -27,7 +27,7 @@ def read(path: Path, counts: Mapping[str, int], fingerprints: Mapping[str, str])
         fingerprints: `contents.canonical`'s fingerprint by split.
 
     Returns:
-        uint8 inputs [N, H, W, C] and int32 targets [N] by split, in canonical order.
+        uint8 inputs [N, ...] and int32 targets [N] by split, in canonical order.
 
     Raises:
         NotHere: there is no such directory.
@@ -56,7 +56,8 @@ def _read(path: Path, counts: Mapping[str, int], fingerprints: Mapping[str, str]
             raise Damaged(
                 f"its {name} part must have {count} examples, got {len(source)}; it will be rebuilt"
             )
-        splits[name], fingerprint = canonical(_arrays(source, f"reading {builder.name} {name}"))
+        found = _arrays(source, builder.info.supervised_keys, f"reading {builder.name} {name}")
+        splits[name], fingerprint = canonical(found)
         if fingerprint != fingerprints[name]:
             raise Damaged(
                 f"its {name} part holds other examples: expected fingerprint "
@@ -65,15 +66,16 @@ def _read(path: Path, counts: Mapping[str, int], fingerprints: Mapping[str, str]
     return splits
 
 
-def _arrays(source: Any, description: str) -> Split:
+def _arrays(source: Any, names: tuple[str, str], description: str) -> Split:
+    inputs_name, targets_name = names
     inputs, targets = [], []
     with bar(description, len(source)) as advance:
         for start in range(0, len(source), _CHUNK):
             # In batches: three times faster than one by one.
             keys = range(start, min(start + _CHUNK, len(source)))
             for example in source.__getitems__(keys):
-                inputs.append(example["image"])
-                targets.append(example["label"])
+                inputs.append(example[inputs_name])
+                targets.append(example[targets_name])
             advance(len(keys))
     return Split(np.stack(inputs), np.asarray(targets, dtype=np.int32))
 

@@ -9,7 +9,7 @@ import pytest
 from tiny_set import assert_same, leftovers, sha256
 
 from experiments import data
-from experiments.data import cifar10, images, official, packages
+from experiments.data import cifar10, images, official, packages, stored
 from experiments.data.contents import canonical
 from experiments.data.dataset import Split
 
@@ -73,7 +73,7 @@ def tiny_cifar(no_network, monkeypatch):
     for module in ("tensorflow_datasets", "array_record", "PIL"):
         pytest.importorskip(module)
     made = TinyCifar()
-    monkeypatch.setattr(images, "npm_files", lambda package, files: made.raw)
+    monkeypatch.setattr(packages.NpmPackage, "files", lambda package, names: made.raw)
     return made
 
 
@@ -171,7 +171,7 @@ def test_an_archive_of_another_form_is_refused(tiny_cifar, tmp_path, content, me
 
 @pytest.mark.slow
 def test_the_prepared_set_has_the_documented_shapes_and_channel_means():
-    if not (images.default_root() / "cifar10").exists():
+    if not (stored.default_root() / "cifar10").exists():
         pytest.skip("not prepared here")
     found = data.load("cifar10")
     parts = (found.train, found.validation, found.test)

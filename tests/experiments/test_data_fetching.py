@@ -66,28 +66,47 @@ def test_a_server_that_never_answers_is_given_up_in_bounded_time(tmp_path, monke
 
 
 PACKAGE = packages.NpmPackage("some-data", "1.2.3", folder="package/data")
+APT = packages.AptPackage("some-data", folder="usr/share/data")
 
 
 @pytest.fixture
-def fake_npm(tmp_path, monkeypatch):
-    """Put a stand-in for the npm client on the path: it notes its arguments, then runs a line."""
+def fake_client(tmp_path, monkeypatch):
+    """Put stand-ins for clients on the path: each notes its arguments, then runs a line."""
     if os.name == "nt":
-        pytest.skip("the stand-in is a shell script")
+        pytest.skip("the stand-ins are shell scripts")
     folder = tmp_path / "bin"
     folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
-    def install(line):
-        script = folder / "npm"
-        script.write_text(f'#!/bin/sh\necho "$@" > "{folder}/arguments"\n{line}\n')
+    def install(name, line):
+        script, arguments = folder / name, folder / f"{name}.arguments"
+        script.write_text(f'#!/bin/sh\necho "$@" > "{arguments}"\n{line}\n')
         script.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-        return folder / "arguments"
+        return arguments
 
     return install
 
 
-def write_archive(path, files):
-    with tarfile.open(path, "w:gz") as tar:
+@pytest.fixture
+def fake_npm(fake_client):
+    return lambda line: fake_client("npm", line)
+
+
+@pytest.fixture
+def fake_apt(fake_client, tmp_path):
+    """An archive whose package, unpacked by a stand-in for dpkg-deb, holds the given files."""
+
+    def install(files):
+        contents = tmp_path / "contents"
+        write_archive(contents, files, mode="w")
+        unpacked = fake_client("dpkg-deb", f'cat "{contents}"')
+        return fake_client("apt-get", "echo deb > some-data_9_all.deb"), unpacked
+
+    return install
+
+
+def write_archive(path, files, mode="w:gz"):
+    with tarfile.open(path, mode) as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -98,7 +117,7 @@ def test_files_come_out_of_a_package_whose_scripts_are_not_run(fake_npm, tmp_pat
     archive = tmp_path / "archive"
     write_archive(archive, {"package/data/a": b"A", "package/data/b": b"B", "package/x": b"X"})
     arguments = fake_npm(f'cp "{archive}" some-data-1.2.3.tgz')
-    assert packages.npm_files(PACKAGE._replace(seconds=99), ["b", "a"]) == {"b": b"B", "a": b"A"}
+    assert PACKAGE._replace(seconds=99).files(["b", "a"]) == {"b": b"B", "a": b"A"}
     assert arguments.read_text().startswith("pack some-data@1.2.3 --ignore-scripts ")
     assert "--fetch-timeout=99000" in arguments.read_text().split()
 
@@ -108,22 +127,89 @@ def test_a_package_without_the_file_is_refused_by_name(fake_npm, tmp_path):
     write_archive(archive, {"package/data/a": b"A"})
     fake_npm(f'cp "{archive}" some-data-1.2.3.tgz')
     with pytest.raises(ValueError, match=r"some-data@1\.2\.3 has no file package/data/b"):
-        packages.npm_files(PACKAGE, ["b"])
+        PACKAGE.files(["b"])
 
 
 def test_a_registry_that_refuses_is_quoted(fake_npm):
     fake_npm("echo 'npm warn old' >&2; echo 'npm error code E404' >&2; exit 1")
     with pytest.raises(NotHere, match="npm pack failed: npm error code E404"):
-        packages.npm_files(PACKAGE, ["a"])
+        PACKAGE.files(["a"])
 
 
 def test_a_client_that_hangs_is_stopped(fake_npm):
     fake_npm("exec sleep 60")
     with pytest.raises(NotHere, match=r"did not finish within 0\.2 s"):
-        packages.npm_files(PACKAGE, ["a"], timeout=0.2)
+        PACKAGE.files(["a"], timeout=0.2)
 
 
 def test_a_machine_without_the_client_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NotHere, match="npm client is not installed"):
-        packages.npm_files(PACKAGE, ["a"])
+        PACKAGE.files(["a"])
+
+
+def test_a_pattern_gives_every_file_that_it_matches_and_nothing_else(fake_npm, tmp_path):
+    archive = tmp_path / "archive"
+    files = {f"package/data/{name}": name.encode() for name in ("x/a.txt", "x/b.txt", "x/c", "y")}
+    write_archive(archive, {**files, "package/other/x/d.txt": b""})
+    fake_npm(f'cp "{archive}" some-data-1.2.3.tgz')
+    found = PACKAGE.files(["x/*.txt", "y"])
+    assert found == {name: name.encode() for name in ("x/a.txt", "x/b.txt", "y")}
+    with pytest.raises(ValueError, match=r"has no file package/data/z/\*\.txt"):
+        PACKAGE.files(["x/*.txt", "z/*.txt"])
+
+
+@pytest.mark.parametrize("keep", [0, 5, 200])
+def test_a_damaged_archive_of_npm_is_refused_by_name(fake_npm, tmp_path, keep):
+    archive = tmp_path / "archive"
+    write_archive(archive, {"package/data/a": np.random.default_rng(0).bytes(5000)})
+    os.truncate(archive, keep)
+    fake_npm(f'cp "{archive}" some-data-1.2.3.tgz')
+    with pytest.raises(ValueError, match=r"archive of npm package some-data@1\.2\.3 is damaged"):
+        PACKAGE.files(["a"])
+
+
+def test_files_come_out_of_an_apt_package_that_is_not_installed(fake_apt):
+    files = {"./usr/share/data/a": b"A", "./usr/share/data/b": b"B", "./usr/share/a": b"no"}
+    downloaded, unpacked = fake_apt(files)
+    assert APT._replace(seconds=99).files(["b", "a"]) == {"b": b"B", "a": b"A"}
+    arguments = downloaded.read_text().split()
+    assert arguments[-2:] == ["download", "some-data"]
+    assert "Acquire::http::Timeout=99" in arguments
+    command, archive = unpacked.read_text().split()
+    assert command == "--fsys-tarfile"
+    assert os.path.basename(archive) == "some-data_9_all.deb"
+    assert not os.path.exists(archive)
+
+
+def test_an_apt_package_without_the_file_is_refused_by_name(fake_apt):
+    fake_apt({"./usr/share/data/a": b"A"})
+    with pytest.raises(ValueError, match="apt package some-data has no file usr/share/data/b"):
+        APT.files(["a", "b"])
+
+
+def test_a_damaged_apt_package_is_refused_with_what_the_unpacker_says(fake_apt, fake_client):
+    fake_apt({})
+    fake_client("dpkg-deb", "echo 'dpkg-deb: error: no Debian archive' >&2; exit 2")
+    with pytest.raises(ValueError, match=r"apt package some-data is damaged .*no Debian archive"):
+        APT.files(["a"])
+
+
+def test_an_apt_archive_that_refuses_is_quoted(fake_apt, fake_client):
+    fake_apt({})
+    fake_client("apt-get", "echo 'W: old' >&2; echo 'E: Unable to locate it' >&2; exit 100")
+    with pytest.raises(NotHere, match="apt-get download failed: E: Unable to locate it"):
+        APT.files(["a"])
+
+
+def test_an_apt_client_that_hangs_is_stopped(fake_apt, fake_client):
+    fake_apt({})
+    fake_client("apt-get", "exec sleep 60")
+    with pytest.raises(NotHere, match=r"apt-get download did not finish within 0\.2 s"):
+        APT.files(["a"], timeout=0.2)
+
+
+def test_a_machine_without_apt_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotHere, match="apt-get client is not installed"):
+        APT.files(["a"])

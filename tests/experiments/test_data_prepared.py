@@ -11,7 +11,7 @@ import pytest
 from tiny_set import COUNTS, FILES, VERSION, Tiny, assert_same, leftovers, sha256
 
 from experiments import data
-from experiments.data import catalogue, images, official, prepared
+from experiments.data import catalogue, official, packages, prepared
 from experiments.data.contents import canonical
 from experiments.data.ladder import Damaged, NotHere
 
@@ -42,7 +42,7 @@ def test_what_was_prepared_is_what_tensorflow_datasets_itself_reads(tiny, tmp_pa
 
 def test_the_second_time_the_prepared_directory_serves_the_same_arrays(tiny, tmp_path, monkeypatch):
     first = tiny.read(tmp_path)
-    monkeypatch.setattr(images, "npm_files", None)  # calling it would fail
+    monkeypatch.setattr(packages.NpmPackage, "files", None)  # calling it would fail
     second = tiny.read(tmp_path)
     assert second.source == "prepared"
     assert_same(first, second)
@@ -80,7 +80,7 @@ def test_the_official_download_is_tried_before_the_package(tiny, tmp_path, monke
 
     monkeypatch.setattr(mnist.MNIST, "url_infos", table)
     monkeypatch.setattr(official, "fetch", fetch)
-    monkeypatch.setattr(images, "npm_files", None)
+    monkeypatch.setattr(packages.NpmPackage, "files", None)
     parts = tiny.read(tmp_path)
     assert parts.source == "official"
     assert sorted(asked) == sorted(table)
@@ -112,7 +112,7 @@ def test_a_package_with_a_wrong_checksum_is_refused_with_both_sums(tiny, tmp_pat
     wrong = bytearray(tiny.raw[file])
     wrong[100] ^= 1
     broken = {**tiny.raw, file: bytes(wrong)}
-    monkeypatch.setattr(images, "npm_files", lambda package, files: broken)
+    monkeypatch.setattr(packages.NpmPackage, "files", lambda package, names: broken)
     with (
         pytest.warns(RuntimeWarning),
         pytest.raises(data.DataUnavailable, match=f"{file} has the wrong sha256") as caught,
@@ -188,7 +188,7 @@ def test_a_wrong_number_of_examples_is_refused_with_both_numbers(tiny, tmp_path)
 def test_a_sound_directory_with_other_examples_is_not_used(tiny, tmp_path, monkeypatch):
     other = Tiny(seed=1)
     with monkeypatch.context() as patch:
-        patch.setattr(images, "npm_files", lambda package, files: other.raw)
+        patch.setattr(packages.NpmPackage, "files", lambda package, names: other.raw)
         other.read(tmp_path)
     expected = tiny.images.fingerprints["train"]
     with pytest.warns(
@@ -225,10 +225,10 @@ def test_a_directory_in_a_format_that_needs_tensorflow_is_left_alone(tiny, tmp_p
 
 
 def test_an_interrupted_preparation_leaves_nothing_behind(tiny, tmp_path, monkeypatch):
-    def interrupted(package, files):
+    def interrupted(package, names):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(images, "npm_files", interrupted)
+    monkeypatch.setattr(packages.NpmPackage, "files", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tiny.read(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -246,14 +246,14 @@ def test_of_two_preparations_at_once_the_loser_leaves_the_winners_directory(
     directory = tmp_path / "mnist" / VERSION
     winner = []
 
-    def second_finishes_first(package, files):
+    def second_finishes_first(package, names):
         if not winner:
             winner.append(None)
             winner.append(tiny.read(tmp_path))
             winner.append(directory.stat().st_ino)
         return tiny.raw
 
-    monkeypatch.setattr(images, "npm_files", second_finishes_first)
+    monkeypatch.setattr(packages.NpmPackage, "files", second_finishes_first)
     loser = tiny.read(tmp_path)
     assert directory.stat().st_ino == winner[2]
     assert_same(loser, winner[1])

