@@ -18,6 +18,7 @@ squares on the support (Benbaki et al. 2023), our own implementation of it.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -47,25 +48,24 @@ from jaxprune.surgeon.pursuit import Effort, pursue
 from jaxprune.surgeon.quadratic import Quadratic, high, value
 
 COMMAND = "python benchmarks/surgeon.py"
-QUICK = "--quick" in sys.argv
-EXAMPLES = 60 if QUICK else 1000
+EXAMPLES, QUICK_EXAMPLES = 1000, 60
 SPARSITY, BLOCKS = 0.95, 12
-NETWORKS = ("LeNet-300-100",) if QUICK else ("LeNet-300-100", "ResNet-20")
+NETWORKS = ("LeNet-300-100", "ResNet-20")
 State = tuple[jax.Array, jax.Array, jax.Array]
 
 
-def around(network: str) -> tuple[Quadratic, Site, float]:
+def around(network: str, examples: int) -> tuple[Quadratic, Site, float]:
     """The quadratic of a network with new weights on random images, and the seconds it took."""
     dense = network == "LeNet-300-100"
     model = lenet_300_100() if dense else ResNet(20)
     shape = (28, 28, 1) if dense else (32, 32, 3)
-    images = jax.random.uniform(jax.random.key(0), (EXAMPLES, *shape))
+    images = jax.random.uniform(jax.random.key(0), (examples, *shape))
     params, *rest = _split(model.init(jax.random.key(1), images[:1]))
     apply = lambda p, x: model.apply({"params": p, **rest[0]}, x)
     local = LocalModel(apply, cross_entropy, damping=1e-3)
     select = jp.select.lowest() if dense else jp.select.lowest(prunable=three_by_three)
     site = Site(params, select, local.adjust, None)
-    batch = (images, jnp.arange(EXAMPLES) % 10)
+    batch = (images, jnp.arange(examples) % 10)
     start = measuring.clock()
     quadratic = jax.block_until_ready(quadratic_at(local, site, params, batch)[0])
     return quadratic, site, measuring.clock() - start
@@ -75,14 +75,14 @@ def _split(variables: Any) -> tuple[Any, dict[str, Any]]:
     return variables["params"], {k: v for k, v in variables.items() if k != "params"}
 
 
-def cost(network: str) -> list[str]:
+def cost(network: str, examples: int) -> list[str]:
     """Seconds, bytes and compile seconds of selection and update together."""
-    quadratic, site, measured = around(network)
+    quadratic, site, measured = around(network, examples)
     parts = site.parts()
     assert parts is not None
 
     def operate(quadratic: Quadratic, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-        diagonal = quadratic.squares() / quadratic.examples + quadratic.damping
+        diagonal = quadratic.diagonal()
 
         def more(state: State) -> jax.Array:
             return (state[1] > 0) & (state[2] < BLOCKS)
@@ -128,11 +128,11 @@ def median_seconds(call: Callable[[], object], times: int = 5) -> float:
     return float(np.median(taken))
 
 
-def quality(damping: float, bent: bool, weights_from: Path | None) -> list[list[str]]:
+def quality(damping: float, bent: bool, weights_from: Path | None, quick: bool) -> list[list[str]]:
     """Every solver's objective over that of magnitude with the update."""
-    name = "digits" if QUICK else "mnist"
+    name = "digits" if quick else "mnist"
     if weights_from is None:
-        model, variables, _ = dense_network("mlpnet", name, "smoke" if QUICK else "cpu")
+        model, variables, _ = dense_network("mlpnet", name, "smoke" if quick else "cpu")
         apply, params = lambda p, x: model.apply({"params": p}, x), variables["params"]
     else:
         apply, params, _ = outside_weights(weights_from)
@@ -143,7 +143,8 @@ def quality(damping: float, bent: bool, weights_from: Path | None) -> list[list[
     if bent:
         root = jp.curvature.softmax_root
         fisher = jp.curvature.sketched_gauss_newton(apply, cross_entropy, root=root)
-    local = LocalModel(apply, cross_entropy, fisher, damping=damping, examples=EXAMPLES)
+    examples = QUICK_EXAMPLES if quick else EXAMPLES
+    local = LocalModel(apply, cross_entropy, fisher, damping=damping, examples=examples)
     site = Site(params, jp.select.lowest(), local.adjust, None)
     quadratic = quadratic_at(local, site, site.params, batch)[0]
     weights = quadratic.weights
@@ -151,13 +152,13 @@ def quality(damping: float, bent: bool, weights_from: Path | None) -> list[list[
     solved = lambda mask: float(updating.solve(quadratic, mask).objective)
     base = solved(plain)
     bound = damping / 2 * float(jnp.sum(jnp.where(plain, 0, weights) ** 2))
-    quick = Effort(rounds=4, pursuits=0, blocks=4, probes=64)
+    little = Effort(rounds=4, pursuits=0, blocks=4, probes=64)
     solvers: dict[str, Callable[[], float]] = {
         "magnitude + update": lambda: base,
         "bound": lambda: bound,
         "CBS-S (exchange) + update": lambda: solved(by_exchange(quadratic, site, plain)),
         "CHITA": lambda: solved(by_thresholds(quadratic, plain)),
-        "joint, quick": lambda: joint(quadratic, site, quick),
+        "joint, quick": lambda: joint(quadratic, site, little),
         "joint": lambda: joint(quadratic, site, Effort(rounds=16, probes=64)),
     }
     rows = []
@@ -183,7 +184,7 @@ def by_exchange(quadratic: Quadratic, site: Site, mask: jax.Array) -> jax.Array:
     """CBS-S: exchanges that lower the objective without an update."""
     parts = site.parts()
     assert parts is not None
-    diagonal = quadratic.squares() / quadratic.examples + quadratic.damping
+    diagonal = quadratic.diagonal()
     for _ in range(40):
         found = exchange.exchange_selection(
             quadratic, mask, parts, diagonal, jnp.float32(1e-9), block=128
@@ -219,22 +220,31 @@ def by_thresholds(quadratic: Quadratic, start: jax.Array, steps: int = 100) -> j
 
 
 def main() -> None:
-    """Measure and print; `--save` keeps the tables, `--only cost` or `quality` is one of them."""
-    only = sys.argv[sys.argv.index("--only") + 1] if "--only" in sys.argv else None
-    if only in (None, "cost"):
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=("cost", "quality"))
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="outside weights of MLPNet")
+    parser.add_argument("--quick", action="store_true", help="small networks, seconds")
+    parser.add_argument("--save", action="store_true", help="keep the tables")
+    asked = parser.parse_args()
+    if asked.quick and asked.save:
+        parser.error("--quick measures nothing worth saving")
+    if asked.only in (None, "cost"):
         header = ["network", "Fisher s", "S + U s", "temp + output MB", "compile s", "exchanged"]
-        measuring.publish("surgeon_cost", COMMAND, header, [cost(n) for n in NETWORKS])
-    if only in (None, "quality"):
-        compare()
+        networks, examples = (NETWORKS[:1], QUICK_EXAMPLES) if asked.quick else (NETWORKS, EXAMPLES)
+        rows = [cost(network, examples) for network in networks]
+        measuring.publish("surgeon_cost", COMMAND, header, rows)
+    if asked.only in (None, "quality"):
+        compare(asked.weights, asked.quick)
 
 
-def compare() -> None:
+def compare(weights: Path | None, quick: bool) -> None:
     """The table of objectives."""
-    grid = [(1e-3, False)] if QUICK else [(d, bent) for bent in (False, True) for d in (1e-3, 1e-5)]
-    places: list[Path | None] = [None]
-    if "--weights" in sys.argv:
-        places.append(Path(sys.argv[sys.argv.index("--weights") + 1]))
-    rows = [row for at in places for damping, bent in grid for row in quality(damping, bent, at)]
+    grid = [(1e-3, False)] if quick else [(d, bent) for bent in (False, True) for d in (1e-3, 1e-5)]
+    places = [None] if weights is None else [None, weights]
+    rows = [
+        row for at in places for damping, bent in grid for row in quality(damping, bent, at, quick)
+    ]
     header = ["weights", "curvature", "damping", "solver", "objective", "above the bound", "s"]
     command = COMMAND + (" --weights FILE.npz" if len(places) > 1 else "")
     measuring.publish("surgeon_quality", command, header, rows)

@@ -74,7 +74,7 @@ def one_shot(saliency: ScoreFunction, select: Selection) -> Pruner:
         if bad is not None:
             new = jax.tree.map(lambda n, o: jnp.where(bad == 0, n, o), new, old)
         new = jax.tree.map(jnp.logical_and, new, old)
-        info = _counts(new, flags)
+        info = trees.prunable_counts(new, flags)
         if bad is not None:
             info["bad_scores"] = bad
         return Pruned(trees.apply_mask(params, new), new, info)
@@ -192,13 +192,6 @@ def hide_pruned(scores: Scores, mask: Mask, flags: list[bool]) -> Scores:
         )
     ]
     return trees.replace_leaves(scores, flags, hidden)
-
-
-def _counts(mask: Mask, flags: list[bool]) -> dict[str, Any]:
-    chosen = trees.select_leaves(mask, flags)
-    total = trees.count(chosen)
-    kept = trees.keep(chosen)
-    return {"kept": kept, "prunable": total, "sparsity": 1 - kept / max(total, 1)}
 
 
 def iterative(

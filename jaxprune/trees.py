@@ -192,9 +192,10 @@ def on_host(leaf: Any) -> bool:
     return plain and leaf.devices() == {jax.devices("cpu")[0]} == {jax.devices()[0]}
 
 
-def from_host(array: Any, like: jax.Array) -> jax.Array:
-    """A NumPy array as a JAX array, where another one is."""
-    return jax.device_put(array, like.sharding) if like.committed else jnp.asarray(array)
+def from_host(array: Any, like: Any) -> jax.Array:
+    """A NumPy array as a JAX array, where another one is (on the default device if none is)."""
+    committed = isinstance(like, jax.Array) and like.committed
+    return jax.device_put(array, like.sharding) if committed else jnp.asarray(array)
 
 
 def is_traced(*trees: PyTree) -> bool:
@@ -297,6 +298,13 @@ def drop(mask: Mask) -> Any:
 def sparsity(mask: Mask) -> Any:
     """The fraction of ALL entries pruned (`report` also gives it over the prunable ones)."""
     return drop(mask) / max(count(mask), 1)
+
+
+def prunable_counts(mask: Mask, flags: list[bool]) -> dict[str, Any]:
+    """What every Pruner counts over the flagged leaves: entries kept, entries, the share pruned."""
+    chosen = select_leaves(mask, flags)
+    entries, kept = count(chosen), keep(chosen)
+    return {"kept": kept, "prunable": entries, "sparsity": 1 - kept / max(entries, 1)}
 
 
 def select_leaves(tree: PyTree, flags: list[bool]) -> list[Any]:

@@ -91,6 +91,31 @@ def test_counts_are_exact_integers_inside_jit_and_outside():
     np.testing.assert_allclose(inside[2], trees.sparsity(mask), rtol=1e-7)
 
 
+def test_what_a_pruner_counts_is_of_the_flagged_leaves():
+    mask = {
+        "a": jnp.array([[True, False]]),
+        "b": jnp.zeros((3,), bool),
+        "c": jnp.zeros((0, 2), bool),
+    }
+    counted = trees.prunable_counts(mask, [True, False, True])
+    assert counted == {"kept": 1, "prunable": 2, "sparsity": 0.5}
+    assert trees.prunable_counts(mask, [False, False, True])["sparsity"] == 1
+    inside = jax.jit(lambda m: trees.prunable_counts(m, [True, True, True]))(mask)
+    assert (int(inside["kept"]), int(inside["prunable"])) == (1, 5)
+
+
+@pytest.mark.parametrize("like", [np.ones(2), 1.0, jnp.ones(2), "committed"])
+def test_an_array_from_the_host_goes_where_another_one_is(like):
+    last = jax.devices()[-1]
+    if isinstance(like, str):
+        like = jax.device_put(jnp.ones(2), last)
+    found = trees.from_host(np.array([1.0, 2.0], np.float32), like)
+    assert_trees_equal(found, jnp.array([1.0, 2.0]))
+    committed = isinstance(like, jax.Array) and like.committed
+    assert found.committed == committed
+    assert found.devices() == ({last} if committed else {jax.devices()[0]})
+
+
 def test_a_count_past_two_to_the_24_is_not_rounded():
     n = 2**24 + 1  # the first integer that float32 cannot tell from its neighbour
     assert int(jax.jit(trees.keep)([np.ones(n, bool)])) == n

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxprune import objective, trees
 from jaxprune.curvature.basis import leaf_diagonal
 from jaxprune.curvature.examples import (
-    check_positive,
+    check_count,
     mean_over_examples,
     widened,
     with_mean_only,
@@ -79,7 +79,7 @@ def exact_diagonal(
       >>> diagonal(jnp.array([0.5, 0.5]), batch).mean.round(4)
       Array([2., 8.], dtype=float32)
     """
-    check_positive("chunk", chunk)
+    check_count("chunk", chunk)
     losses = objective.example_losses(apply, loss)
 
     def sums(params: Params, batch: Batch, independent: bool) -> Diagonal:

@@ -22,16 +22,20 @@ _DEVICE_BYTES = 1 << 30
 _UNROLLED = 16
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Raise unless the named argument is an integer >= 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` is how many are taken, an integer >= 1; got {value!r}.")
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise unless the named argument is an integer, and not less.
+
+    Raises:
+      ValueError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{name}` is how many are taken, an integer >= {least}; got {value!r}.")
 
 
 def check_microbatch(microbatch: Any) -> None:
     """Raise unless it is None or an integer >= 1."""
     if microbatch is not None:
-        check_positive("microbatch", microbatch)
+        check_count("microbatch", microbatch)
 
 
 def widened(params: Params) -> tuple[list[jax.Array], Callable[[list[Any]], Params], list[bool]]:

@@ -104,10 +104,16 @@ class Whole:
 
     def projected_squares(self, projections: jax.Array) -> jax.Array:
         """`sum_r (p_r' g)^2` for every column g of G, like the parameter; p is [n, r]."""
-        flat = self.flat
-        some = lambda part: jnp.sum((projections.T @ part) ** 2, axis=0)
-        found = _each(some, _parts(flat, 1, budget(flat.dtype) // max(1, flat.shape[0])))
-        return found.ravel()[: flat.shape[1]].reshape(self.gradients.shape[1:])
+        flat, some = self.flat, lambda part: jnp.sum((projections.T @ part) ** 2, axis=0)
+        n, d = flat.shape
+        size = max(1, min(d, budget(flat.dtype) // max(1, n)))
+        whole = d - d % size  # parts are sliced where they lie: cut up, G would be there twice
+        starts = jnp.arange(0, whole, size)
+        found = jax.lax.map(
+            lambda start: some(jax.lax.dynamic_slice_in_dim(flat, start, size, axis=1)), starts
+        )
+        found = jnp.concatenate([found.ravel(), some(flat[:, whole:])])
+        return found.reshape(self.gradients.shape[1:])
 
 
 @partial(

@@ -95,7 +95,8 @@ def inverse_diagonal(
 
 def _woodbury_diagonal(factors: Sequence[Factor], damping: Any, n: int) -> list[jax.Array]:
     gram = sum((f.gram() for f in factors[1:]), factors[0].gram())
-    shares = [f.projected_squares(whitening(gram, n * damping)) for f in factors]
+    root = whitening(gram, n * damping)
+    shares = [f.projected_squares(root) for f in factors]
     # Rounding may carry a share above 1; no inverse is smaller than this one.
     least = jnp.finfo(gram.dtype).eps
     return [jnp.maximum(1 - share, least) / damping for share in shares]
@@ -112,7 +113,7 @@ def flushed(gram: jax.Array, shift: Any) -> jax.Array:
     """Without entries that the shift makes nothing of.
 
     Examples that a model is sure of have gradients near 0; their products fill a factorisation with
-    subnormal numbers, on which a CPU is ninety times slower.
+    subnormal numbers, on which a CPU is many times slower.
     """
     return jnp.where(jnp.abs(gram) < 1e-16 * shift, 0, gram)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import objective, trees
-from jaxprune.curvature.examples import check_positive, widened, widened_inputs
+from jaxprune.curvature.examples import check_count, widened, widened_inputs
 from jaxprune.types import Batch, Curvature, Diagonal, Loss, Params
 
 
@@ -42,7 +42,7 @@ def hutchinson_diagonal(
       >>> diagonal(jnp.array([1.0, 2.0]), (jnp.ones(1),)).mean  # a diagonal Hessian: exact
       Array([ 6., 12.], dtype=float32)
     """
-    check_positive("probes", probes)
+    check_count("probes", probes)
     mean_loss = objective.mean_loss(apply, loss)
 
     @jax.jit

@@ -58,12 +58,13 @@ def sketched_gauss_newton(
 
     @jax.jit
     def directions(params: Params, inputs: PyTree, targets: PyTree) -> PyTree:
-        outputs = apply(params, inputs)
-        columns, curved = output_factor(loss, root, outputs, targets)
-        z = jax.random.rademacher(signs, columns.shape[::2], columns.dtype)
-        if curved is not None:
-            z = z * (curved > 0)
-        flat = jnp.einsum("nkc,nc->nk", columns, z)
+        with jax.default_matmul_precision("highest"):
+            outputs = apply(params, inputs)
+            columns, curved = output_factor(loss, root, outputs, targets)
+            z = jax.random.rademacher(signs, columns.shape[::2], columns.dtype)
+            if curved is not None:
+                z = z * (curved > 0)
+            flat = jnp.einsum("nkc,nc->nk", columns, z)
         return jax.tree.map(lambda u: u[0], columns_like(flat[:, :, None], outputs))
 
     def sketch(params: Params, batch: Batch) -> FactoredFisher:

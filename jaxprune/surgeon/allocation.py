@@ -8,25 +8,26 @@ entries each leaf keeps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import trees
-from jaxprune.select.ranking import lowest
+from jaxprune.select.ranking import LeafSparsity, lowest
+from jaxprune.surgeon.floors import leaf_numbers
 from jaxprune.surgeon.local_model import LocalModel, Site
+from jaxprune.surgeon.progress import Progress, silent
 from jaxprune.types import Batch, Selection
+
+Shares = dict[str, LeafSparsity]
+"""Of each prunable leaf, by name."""
 
 
 def is_global(site: Site) -> bool:
     """True if the selection lets leaves compete with each other, so that shares can be searched."""
-    parts = site.parts()
-    if parts is None or site.select.fixed is not None or sum(site.prunable) < 2:
-        return False
-    here = np.asarray(parts)
-    return len(np.unique(here[here >= 0])) == 1
+    return site.select.fixed is None and sum(site.prunable) >= 2 and site.one_part()
 
 
 def search_shares(
@@ -38,9 +39,11 @@ def search_shares(
     *,
     tries: int,
     key: jax.Array,
-    told: Callable[[str, int, int], None] = lambda what, done, total: None,
+    told: Progress = silent,
 ) -> tuple[Selection, dict[str, float]]:
     """The selection with a sparsity a leaf, those of the masked weights with the lowest loss.
+
+    A step that empties a leaf is not taken: there is no such sparsity.
 
     Args:
       scores: flat scores [d] to start from; each gets its share of the tries.
@@ -48,49 +51,48 @@ def search_shares(
       tries: losses evaluated.
 
     Returns:
-      `jp.select.lowest({leaf: sparsity})`, and the loss before and after.
+      `jp.select.lowest({leaf: sparsity})`, and the loss before and after; the site's own selection
+      where no step led to shares better than its.
     """
-    leaf_of = _leaf_numbers(site)
-    leaves = int(leaf_of.max()) + 1
+    leaf_of, leaves = leaf_numbers(site), len(site.sizes)
     rng = np.random.default_rng(np.asarray(jax.random.bits(key, (2,))))
     w = site.flat(site.params)
 
-    def masked(score: jax.Array, factors: np.ndarray) -> tuple[float, jax.Array]:
+    def masked(score: jax.Array, factors: np.ndarray) -> tuple[float, Shares | None]:
         mask = site.choose(score * jnp.asarray(np.exp(factors), score.dtype)[leaf_of], sparsity)
-        return model.loss_of(site.weights(jnp.where(mask, w, 0)), judge), mask
+        loss = model.loss_of(site.weights(jnp.where(mask, w, 0)), judge)
+        return loss, _shares(site, mask)
 
     each = max(tries // len(scores), 1)
-    best_loss, best_mask, first_loss, done = np.inf, None, np.inf, 0
+    best_loss, best, first_loss, done = np.inf, None, np.inf, 0
     for score in scores:
         factors, width = np.zeros(leaves), 1.0
-        loss, mask = masked(score, factors)
+        loss, shares = masked(score, factors)
         first_loss = min(first_loss, loss)
         for tried in range(each):
             step = factors + width * rng.normal(size=leaves)
-            new_loss, new_mask = masked(score, step - step.mean())
-            if new_loss < loss:
-                loss, mask, factors = new_loss, new_mask, step - step.mean()
+            new_loss, new = masked(score, step - step.mean())
+            if new_loss < loss and new is not None:
+                loss, shares, factors = new_loss, new, step - step.mean()
             done += 1
             told("shares", done, each * len(scores))
             if (tried + 1) % max(each // 5, 1) == 0:
                 width *= 0.6
         if loss < best_loss:
-            best_loss, best_mask = loss, mask
-    assert best_mask is not None
-    return _with_counts(site, best_mask), {"loss_global": first_loss, "loss_shares": best_loss}
+            best_loss, best = loss, shares
+    losses = {"loss_global": first_loss, "loss_shares": best_loss}
+    if best is None:
+        return site.select, losses
+    return lowest(best, prunable=site.select.prunable, floor=0), losses
 
 
-def _leaf_numbers(site: Site) -> np.ndarray:
-    sizes = [int(np.size(x)) for x in trees.select_leaves(site.params, site.moving)]
-    return np.repeat(np.arange(len(sizes)), sizes)
-
-
-def _with_counts(site: Site, mask: jax.Array) -> Selection:
-    """The selection that keeps as many entries of every leaf as a mask does."""
-    kept = site.mask(mask)
-    shares = {
-        name: 1 - int(jnp.sum(leaf)) / max(leaf.size, 1)
-        for name, leaf, flag in zip(site.names, jax.tree.leaves(kept), site.prunable, strict=True)
-        if flag
+def _shares(site: Site, mask: jax.Array) -> Shares | None:
+    """The share of every prunable leaf that a mask [d] prunes; None if it empties one."""
+    leaves = trees.select_leaves(site.mask(mask), site.prunable)
+    names = [name for name, flag in zip(site.names, site.prunable, strict=True) if flag]
+    # A leaf without entries has none to lose.
+    found = {
+        name: 1 - trees.keep(leaf) / leaf.size if leaf.size else 0.0
+        for name, leaf in zip(names, leaves, strict=True)
     }
-    return lowest(shares, prunable=site.select.prunable, floor=0)
+    return found if max(found.values()) < 1 else None

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxprune.curvature.examples import check_count
 from jaxprune.select.ranking import lowest
 from jaxprune.surgeon.finishing import Candidate, begin, best_by_loss, finish, scaled
 from jaxprune.surgeon.local_model import LocalModel, quadratic_at
@@ -20,7 +21,7 @@ from jaxprune.surgeon.local_search import (
     selection_objective,
 )
 from jaxprune.surgeon.partitions import best_draw
-from jaxprune.surgeon.pursuit import Told
+from jaxprune.surgeon.progress import Progress, listener
 from jaxprune.surgeon.quadratic import value
 from jaxprune.surgeon.updating import solve
 from jaxprune.types import Batch, Mask, Params, Pruned, Pruner, Selection
@@ -45,7 +46,7 @@ def combinatorial_brain_surgeon(
     patience: int = 5,
     epsilon: float = 1e-4,
     key: jax.Array | None = None,
-    progress: Told | None = None,
+    progress: Progress | None = None,
 ) -> Pruner:
     """The Combinatorial Brain Surgeon: select (CBS-S), then update (CBS-U).
 
@@ -109,7 +110,7 @@ def combinatorial_brain_surgeon(
               "patience": patience, "buckets": 1 if buckets is None else buckets}  # fmt: skip
     _check(search, counts, epsilon, tried, scales)
     keys = jax.random.key(0) if key is None else key
-    told = (lambda what, done, total: None) if progress is None else progress
+    told = listener(progress)
 
     def prune(
         params: Params, batch: Batch = None, *, sparsity: Any = None, mask: Mask | None = None
@@ -178,9 +179,7 @@ def _check(
     if search not in ("exchange", "paper", None):
         raise ValueError(f'`search` is "exchange", "paper" or None, got {search!r}.')
     for name, count in counts.items():
-        least = 0 if name == "range" else 1
-        if isinstance(count, bool) or not isinstance(count, int) or count < least:
-            raise ValueError(f"`{name}` is an integer >= {least}, got {count!r}.")
+        check_count(name, count, 0 if name == "range" else 1)
     if not epsilon >= 0:
         raise ValueError(f"`epsilon` is the least gain of an exchange, >= 0; got {epsilon!r}.")
     if not dampings or not all(d >= 0 for d in dampings):

@@ -103,7 +103,7 @@ def _exchange_selection(
     quadratic: Quadratic,
     mask: jax.Array,
     parts: jax.Array,
-    squares: jax.Array,
+    diagonal: jax.Array,
     tolerance: jax.Array,
     *,
     block: int,
@@ -111,11 +111,11 @@ def _exchange_selection(
     """Exchanges that lower `1/2 u'H u`, u the pruned weights; arguments as above.
 
     Args:
-      squares: the diagonal of H, [d].
+      diagonal: that of H, [d].
     """
     w = quadratic.weights
     slopes = quadratic.product(jnp.where(mask, 0, w))
-    bend = w**2 * squares / 2
+    bend = w**2 * diagonal / 2
     where = _candidates(w * slopes + bend, w * slopes - bend, mask, parts, block)
     columns, own = quadratic.columns(where), w.at[where].get(mode="fill", fill_value=0)
     matrix = columns.T @ columns / quadratic.examples

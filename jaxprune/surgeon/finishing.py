@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -27,6 +28,18 @@ class Candidate(NamedTuple):
     mask: jax.Array
     solution: jax.Array
     info: dict[str, Any]
+
+
+class Judged(NamedTuple):
+    """A candidate and its true loss, infinite if its weights are not finite."""
+
+    candidate: Candidate
+    loss: float
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """The candidate's info, and its loss."""
+        return {**self.candidate.info, "loss": self.loss}
 
 
 def begin(
@@ -59,39 +72,51 @@ def scaled(candidate: Candidate, weights: jax.Array, scales: Sequence[float]) ->
     return found
 
 
-def best_by_loss(
+def judged(
     model: LocalModel, site: Site, candidates: Sequence[Candidate], judge: Batch
-) -> tuple[Candidate, list[dict[str, Any]]]:
-    """The candidate of the lowest true loss, and the losses of all.
+) -> list[Judged]:
+    """The true loss of every candidate."""
+    found = []
+    for candidate in candidates:
+        loss = math.inf
+        if bool(jnp.all(jnp.isfinite(candidate.solution))):
+            loss = model.loss_of(site.weights(candidate.solution), judge)
+        found.append(Judged(candidate, loss))
+    return found
+
+
+def best_of(model: LocalModel, found: Sequence[Judged]) -> Judged:
+    """The one of the lowest true loss, of equal ones the first.
 
     Raises:
       ValueError: every candidate's weights or loss are NaN or infinite.
     """
-    tried = []
-    for candidate in candidates:
-        finite = bool(jnp.all(jnp.isfinite(candidate.solution)))
-        loss = float("inf")
-        if finite:
-            loss = model.loss_of(site.weights(candidate.solution), judge)
-        tried.append({**candidate.info, "loss": loss})
-    losses = [t["loss"] if t["loss"] == t["loss"] else float("inf") for t in tried]
-    best = min(range(len(losses)), key=losses.__getitem__)
-    if losses[best] == float("inf"):
+    best = min(found, key=lambda one: math.inf if math.isnan(one.loss) else one.loss)
+    if not best.loss < math.inf:
         raise ValueError(
             f"No finite update was found with damping {model.damping}: the curvature of "
             f"{model.examples or 'all'} examples is singular, or the weights or the loss are not "
             "finite. Pass a larger `damping`, or check the parameters and the batch for NaN."
         )
-    return candidates[best], tried
+    return best
+
+
+def best_by_loss(
+    model: LocalModel, site: Site, candidates: Sequence[Candidate], judge: Batch
+) -> tuple[Candidate, list[dict[str, Any]]]:
+    """The candidate of the lowest true loss, and what is said of all.
+
+    Raises:
+      ValueError: as `best_of`.
+    """
+    found = judged(model, site, candidates, judge)
+    return best_of(model, found).candidate, [one.said for one in found]
 
 
 def finish(site: Site, candidate: Candidate, info: dict[str, Any], started: float) -> Pruned:
     """Weights and mask as trees, with the counts every Pruner gives."""
     mask = site.mask(candidate.mask)
-    flags = site.prunable
-    chosen = trees.select_leaves(mask, flags)
-    total, kept = trees.count(chosen), trees.keep(chosen)
-    counts = {"kept": kept, "prunable": total, "sparsity": 1 - kept / max(total, 1)}
+    counts = trees.prunable_counts(mask, site.prunable)
     params = trees.apply_mask(site.weights(candidate.solution), mask)
     seconds = time.perf_counter() - started
     return Pruned(params, mask, {**counts, **candidate.info, **info, "seconds": seconds})

@@ -11,14 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import trees
 from jaxprune.surgeon.local_model import Site
 
 
 def leaf_numbers(site: Site) -> jax.Array:
     """Which of the moving leaves an entry belongs to, [d]."""
-    sizes = [int(np.size(x)) for x in trees.select_leaves(site.params, site.moving)]
-    return jnp.asarray(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes))
+    return jnp.asarray(np.repeat(np.arange(len(site.sizes), dtype=np.int32), site.sizes))
 
 
 def least_kept(site: Site, sparsity: Any) -> jax.Array:
@@ -27,8 +25,7 @@ def least_kept(site: Site, sparsity: Any) -> jax.Array:
     0 for leaves that do not share a part with another one: their counts never change.
     """
     leaf = leaf_numbers(site)
-    leaves = sum(site.moving)
-    least = np.zeros(leaves, np.int32)
+    least = np.zeros(len(site.sizes), np.int32)
     parts = site.parts()
     if parts is None:
         return jnp.asarray(least)

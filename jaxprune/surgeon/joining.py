@@ -15,7 +15,8 @@ from jaxprune.select.ranking import lowest
 from jaxprune.surgeon.allocation import is_global, search_shares
 from jaxprune.surgeon.finishing import Candidate, begin, best_by_loss, finish, scaled
 from jaxprune.surgeon.local_model import LocalModel, Site, quadratic_at
-from jaxprune.surgeon.pursuit import Effort, Told, pursue
+from jaxprune.surgeon.progress import Progress, listener
+from jaxprune.surgeon.pursuit import Effort, pursue
 from jaxprune.surgeon.quadratic import Quadratic, value
 from jaxprune.surgeon.updating import solve
 from jaxprune.types import Batch, Mask, Params, Pruned, Pruner, Selection
@@ -33,7 +34,7 @@ def joint_surgeon(
     share_tries: int = 0,
     starts: Sequence[Pruner] = (),
     key: jax.Array | None = None,
-    progress: Told | None = None,
+    progress: Progress | None = None,
 ) -> Pruner:
     """Which weights go and where the others move, decided together: `min Q(z), |z|_0 <= k`.
 
@@ -88,13 +89,13 @@ def joint_surgeon(
     check_grid(tried, scales)
     work = Effort() if effort is None else effort
     keys = jax.random.key(0) if key is None else key
-    told = (lambda what, done, total: None) if progress is None else progress
+    told = listener(progress)
 
     def prune(
         params: Params, batch: Batch = None, *, sparsity: Any = None, mask: Mask | None = None
     ) -> Pruned:
         started = time.perf_counter()
-        site = begin(model, chosen, params, sparsity, mask)
+        free = site = begin(model, chosen, params, sparsity, mask)
         quadratic, judge = quadratic_at(model, site, site.params, batch, key)
         info: dict[str, Any] = {}
         if share_tries and is_global(site):
@@ -112,12 +113,10 @@ def joint_surgeon(
             said = {**found.info, "damping": float(damping)}
             one = Candidate(found.mask, found.solved.solution, said)
             candidates += scaled(one, quadratic.weights, scales)
-        if starts:
-            free = begin(model, chosen, params, sparsity, mask)
-            for number, start in enumerate(starts):
-                told("start", number, len(starts))
-                pruned = start(free.params, batch, sparsity=sparsity, mask=mask)
-                candidates += _from_start(free, quadratic, pruned, number, sparsity, tried, scales)
+        for number, start in enumerate(starts):
+            told("start", number, len(starts))
+            pruned = start(free.params, batch, sparsity=sparsity, mask=mask)
+            candidates += _from_start(free, quadratic, pruned, number, sparsity, tried, scales)
         best, losses = best_by_loss(model, site, candidates, judge)
         return finish(site, best, {**info, "tried": losses}, started)
 
@@ -165,12 +164,11 @@ def _shared(
     judge: Batch,
     tries: int,
     key: jax.Array,
-    told: Told,
+    told: Progress,
 ) -> tuple[Site, dict[str, Any]]:
     """The site with a sparsity a leaf, searched by true loss."""
     w = quadratic.weights
-    curvature = quadratic.squares() / quadratic.examples + quadratic.damping
-    scores = [jnp.abs(w), w**2 * curvature]
+    scores = [jnp.abs(w), w**2 * quadratic.diagonal()]
     select, info = search_shares(
         model, site, scores, sparsity, judge, tries=tries, key=key, told=told
     )

@@ -103,6 +103,7 @@ class Site:
       params: what is pruned, already without what the given mask prunes.
       select: what chooses.
       names, prunable, moving: of every leaf.
+      sizes: of the leaves that move.
       old: [d] bool, what the given mask keeps.
       prunable_entries, candidates: [d] bool, of prunable leaves, and of those still there.
     """
@@ -130,12 +131,9 @@ class Site:
             *[trees.score_dtype(leaf) for leaf in trees.select_leaves(params, self.moving)]
         )
         self.old = self.flat(full).astype(bool)
-        movable = [
-            jnp.full(np.shape(leaf), flag)
-            for flag, leaf in zip(self.prunable, jax.tree.leaves(params), strict=True)
-        ]
-        structure = jax.tree.structure(params)
-        self.prunable_entries = self.flat(jax.tree.unflatten(structure, movable)).astype(bool)
+        self.sizes = [int(np.size(leaf)) for leaf in trees.select_leaves(params, self.moving)]
+        flags = trees.select_leaves(self.prunable, self.moving)
+        self.prunable_entries = jnp.asarray(np.repeat(flags, self.sizes))
         self.candidates = self.prunable_entries & self.old
 
     @property
@@ -150,21 +148,19 @@ class Site:
 
     def weights(self, flat: jax.Array) -> Params:
         """The parameters with a vector's entries in the moving leaves, dtypes kept."""
-        return self._placed(flat, self.params, lambda x: x)
+        return self._placed(flat, self.params)
 
     def scores(self, flat: jax.Array) -> PyTree:
         """Scores with a vector's entries in the moving leaves, 0 elsewhere."""
-        zeros = jax.tree.map(objective.zeros, self.params)
-        return self._placed(flat, zeros, lambda x: x)
+        return self._placed(flat, jax.tree.map(objective.zeros, self.params))
 
     def mask(self, flat: jax.Array) -> Mask:
         """The mask of a flat one."""
-        return self._placed(flat, trees.full_mask(self.params), lambda x: x.astype(bool))
+        return self._placed(flat, trees.full_mask(self.params))
 
     def choose(self, scores: jax.Array, sparsity: Any) -> jax.Array:
         """The flat mask that the selection makes of flat scores; pruned entries stay pruned."""
-        hidden = jnp.where(self.old | ~self.candidates, scores, -jnp.inf)
-        hidden = jnp.where(self.old, hidden, -jnp.inf)
+        hidden = jnp.where(self.old, scores, -jnp.inf)
         chosen = self.select.choose(self.params, self.scores(hidden), sparsity)
         return self.flat(chosen).astype(bool) & self.old
 
@@ -177,12 +173,16 @@ class Site:
         flat = jnp.concatenate([jnp.asarray(x).ravel() for x in leaves])
         return jnp.where(self.candidates, flat, -1)
 
-    def _placed(self, flat: jax.Array, into: PyTree, cast: Callable) -> PyTree:
-        old = trees.select_leaves(into, self.moving)
+    def one_part(self) -> bool:
+        """True if any entry that is still there may change places with any other."""
+        parts = self.parts()
+        return parts is not None and len(np.unique(np.asarray(parts[self.candidates]))) == 1
+
+    def _placed(self, flat: jax.Array, into: PyTree) -> PyTree:
         new, at = [], 0
-        for leaf in old:
-            size = int(np.size(leaf))
-            piece = cast(flat[at : at + size].reshape(np.shape(leaf)))
+        old = trees.select_leaves(into, self.moving)
+        for leaf, size in zip(old, self.sizes, strict=True):
+            piece = flat[at : at + size].reshape(np.shape(leaf))
             new.append(piece.astype(trees.dtype_of(leaf)))
             at += size
         return trees.replace_leaves(into, self.moving, new)

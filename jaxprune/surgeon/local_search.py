@@ -6,20 +6,18 @@ all sets where they are few. Only entries of one part change places.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
-from itertools import combinations
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jaxprune.surgeon.all_sets import Sets, all_sets
 from jaxprune.surgeon.exchange import exchange_selection
 from jaxprune.surgeon.floors import leaf_numbers, least_kept, protected
 from jaxprune.surgeon.local_model import Site
-from jaxprune.surgeon.pursuit import MOST_SETS, Told
+from jaxprune.surgeon.progress import Progress, silent
 from jaxprune.surgeon.quadratic import Quadratic, high
 
 
@@ -45,17 +43,12 @@ def selection_objective(quadratic: Quadratic, mask: jax.Array) -> jax.Array:
     return 0.5 * (rows @ rows / quadratic.examples + quadratic.damping * (gone @ gone))
 
 
-@high
-def _diagonal(quadratic: Quadratic) -> jax.Array:
-    return quadratic.squares() / quadratic.examples + quadratic.damping
-
-
 def _free_parts(
     quadratic: Quadratic, site: Site, sparsity: Any
 ) -> Callable[[jax.Array], jax.Array]:
     """`mask -> parts`, in which no exchange empties a leaf below what the selection keeps of it."""
     parts, leaf, least = site.parts(), leaf_numbers(site), least_kept(site, sparsity)
-    worth = quadratic.weights**2 * _diagonal(quadratic)
+    worth = quadratic.weights**2 * quadratic.diagonal()
     return lambda mask: protected(parts, mask, worth, leaf, least)
 
 
@@ -68,7 +61,7 @@ def search_blocks(
     block: int,
     steps: int,
     epsilon: float,
-    told: Told = lambda what, done, total: None,
+    told: Progress = silent,
 ) -> Searched:
     """The best exchanges, a block at a time, until the objective falls by less than a share.
 
@@ -77,11 +70,11 @@ def search_blocks(
       steps: at most so many blocks.
       epsilon: the share.
     """
-    few = few_sets(site, mask)
-    if few is not None:
-        return Searched(_best_of_all(quadratic, site, sparsity, mask, few), 0, [])
+    sets = all_sets(site, sparsity, mask)
+    if sets is not None:
+        return Searched(_best_of_all(quadratic, mask, sets), 0, [])
     parts_at = _free_parts(quadratic, site, sparsity)
-    diagonal, swaps = _diagonal(quadratic), 0
+    diagonal, swaps = quadratic.diagonal(), 0
     objective = float(selection_objective(quadratic, mask))
     eps = float(jnp.finfo(site.dtype).eps)
     for step in range(steps):
@@ -98,40 +91,19 @@ def search_blocks(
     return Searched(mask, swaps, [])
 
 
-def few_sets(site: Site, mask: jax.Array) -> int | None:
-    """How many a mask keeps, where all sets of that size are few and of one part; or None."""
-    parts = site.parts()
-    if parts is None:
-        return None
-    here = np.asarray(parts)
-    free = int((here >= 0).sum())
-    if len(np.unique(here[here >= 0])) != 1 or free > 30:
-        return None
-    kept = int(jnp.sum(mask & site.candidates))
-    return kept if math.comb(free, kept) <= MOST_SETS else None
+def _best_of_all(quadratic: Quadratic, mask: jax.Array, sets: Sets) -> jax.Array:
+    """The mask with the best of the sets."""
+    gone = jnp.where(sets.rows, 0, quadratic.weights[sets.where])
+    best = int(jnp.argmin(_rises(quadratic, jnp.asarray(sets.where), gone)))
+    return mask.at[sets.where].set(sets.rows[best])
 
 
-def _best_of_all(
-    quadratic: Quadratic, site: Site, sparsity: Any, mask: jax.Array, kept: int
-) -> jax.Array:
-    """The best of all sets of that size."""
-    where = np.flatnonzero(np.asarray(site.candidates))
-    leaf, least = np.asarray(leaf_numbers(site)), np.asarray(least_kept(site, sparsity))
-    rows = []
-    for some in combinations(range(where.size), kept):
-        row = np.zeros(where.size, bool)
-        row[list(some)] = True
-        counts = np.bincount(leaf[where[row]], minlength=least.size)
-        if np.all(counts >= least):
-            rows.append(row)
-    sets = np.stack(rows)
-    columns = quadratic.columns(jnp.asarray(where))
-    own = quadratic.weights[where]
-    gone = jnp.where(sets, 0, own)
-    with jax.default_matmul_precision("highest"):
-        bends = jnp.sum((gone @ columns.T) ** 2, axis=1) / quadratic.examples
-    best = int(jnp.argmin(bends + quadratic.damping * jnp.sum(gone**2, axis=1)))
-    return mask.at[where].set(sets[best])
+@high
+def _rises(quadratic: Quadratic, where: jax.Array, gone: jax.Array) -> jax.Array:
+    """`u'H u`, [sets], for vectors u that are `gone` [sets, m] at `where` [m] and 0 elsewhere."""
+    rows = gone @ quadratic.columns(where).T
+    bends = jnp.sum(rows**2, axis=1) / quadratic.examples
+    return bends + quadratic.damping * jnp.sum(gone**2, axis=1)
 
 
 def search_lists(
@@ -146,7 +118,7 @@ def search_lists(
     steps: int,
     patience: int,
     epsilon: float,
-    told: Told = lambda what, done, total: None,
+    told: Progress = silent,
 ) -> Searched:
     """The local search of the paper: the set of the lowest true loss that it comes by.
 
@@ -158,7 +130,7 @@ def search_lists(
       patience: steps without a better true loss that end the search.
       epsilon: what twice the objective has to fall by in an exchange.
     """
-    parts_at, diagonal = _free_parts(quadratic, site, sparsity), _diagonal(quadratic)
+    parts_at, diagonal = _free_parts(quadratic, site, sparsity), quadratic.diagonal()
     best, swaps, waited = mask, 0, 0
     losses = [loss_of(mask)]
     least = jnp.asarray(epsilon, site.dtype)

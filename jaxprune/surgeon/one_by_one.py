@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.curvature.examples import check_count
 from jaxprune.select.ranking import lowest
 from jaxprune.surgeon.finishing import Candidate, begin, best_by_loss, finish
 from jaxprune.surgeon.floors import leaf_numbers, least_kept
 from jaxprune.surgeon.local_model import LocalModel, Site, quadratic_at
-from jaxprune.surgeon.pursuit import Told, sparsities, state_at
+from jaxprune.surgeon.progress import Progress, listener, silent
+from jaxprune.surgeon.pursuit import sparsities, state_at
 from jaxprune.surgeon.quadratic import Quadratic, high
 from jaxprune.surgeon.updating import solve
 from jaxprune.types import Batch, Mask, Params, Pruned, Pruner, Selection
@@ -26,7 +28,7 @@ def optimal_brain_surgeon(
     select: Selection | None = None,
     *,
     rounds: int | None = 1,
-    progress: Told | None = None,
+    progress: Progress | None = None,
 ) -> Pruner:
     """Optimal Brain Surgeon: the lowest `w_q^2 / (2 [H^-1]_qq)` go, and the others make up for it.
 
@@ -80,9 +82,9 @@ def optimal_brain_surgeon(
                 "One weight at a time needs a selection whose entries compete one by one; this one "
                 "takes blocks or units. Pass `rounds=1` or more."
             )
-    elif isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise ValueError(f"`rounds` is an integer >= 1 or None, got {rounds!r}.")
-    told = (lambda what, done, total: None) if progress is None else progress
+    else:
+        check_count("rounds", rounds)
+    told = listener(progress)
 
     def prune(
         params: Params, batch: Batch = None, *, sparsity: Any = None, mask: Mask | None = None
@@ -133,7 +135,7 @@ def one_at_a_time(
     quadratic: Quadratic,
     site: Site,
     sparsity: Any,
-    told: Told = lambda what, done, total: None,
+    told: Progress = silent,
 ) -> tuple[jax.Array, np.ndarray]:
     """The mask [d], and the pruned entries in the order in which they went.
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.surgeon.local_model import LocalModel, Site
-from jaxprune.surgeon.pursuit import Told
+from jaxprune.surgeon.progress import Progress, silent
 from jaxprune.types import Batch
 
 
@@ -89,7 +89,7 @@ def best_draw(
     draws: int,
     buckets: int | None,
     key: jax.Array,
-    told: Told = lambda what, done, total: None,
+    told: Progress = silent,
 ) -> Drawn:
     """The mask of the lowest true loss of its weights; draw 0 is plain magnitude, in one bucket.
 

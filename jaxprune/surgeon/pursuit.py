@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any, NamedTuple
 
 import jax
@@ -23,14 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import trees
+from jaxprune.curvature.examples import check_count
+from jaxprune.surgeon.all_sets import Sets, all_sets
 from jaxprune.surgeon.exchange import exchange_joint
 from jaxprune.surgeon.floors import leaf_numbers, least_kept, protected
 from jaxprune.surgeon.local_model import Site
+from jaxprune.surgeon.progress import Progress, silent
 from jaxprune.surgeon.quadratic import Quadratic, high, value
 from jaxprune.surgeon.updating import Dual, Solved, dual, solve
-
-MOST_SETS = 1000
-Told = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,8 @@ class Effort:
 
     def __post_init__(self) -> None:
         for name in ("rounds", "pursuits", "blocks", "block", "probes"):
-            count, least = getattr(self, name), int(name in ("rounds", "block", "probes"))
-            if count is None and name == "probes":
-                continue
-            if isinstance(count, bool) or not isinstance(count, int) or count < least:
-                raise ValueError(f"`{name}` is an integer >= {least}, got {count!r}.")
+            if name != "probes" or self.probes is not None:
+                check_count(name, getattr(self, name), int(name in ("rounds", "block", "probes")))
 
 
 class State(NamedTuple):
@@ -92,9 +88,19 @@ class Pursued(NamedTuple):
 
 
 @high
-def state_at(quadratic: Quadratic, mask: jax.Array, probes: jax.Array | None) -> State:
-    """The state at a mask; probes is [n, r], or None for exact shares."""
-    found = dual(quadratic, mask)
+def state_at(
+    quadratic: Quadratic,
+    mask: jax.Array,
+    probes: jax.Array | None,
+    gram: jax.Array | None = None,
+) -> State:
+    """The state at a mask.
+
+    Args:
+      probes: [n, r], or None for exact shares.
+      gram: as in `solve`.
+    """
+    found = dual(quadratic, mask, gram)
     root = found.root if probes is None else found.root @ probes
     shares = quadratic.projected_squares(root)
     solution = jnp.where(mask, found.proximal, 0)
@@ -104,6 +110,14 @@ def state_at(quadratic: Quadratic, mask: jax.Array, probes: jax.Array | None) ->
     return State(found, solution, value(quadratic, solution), shares, worth)
 
 
+def drawn_probes(quadratic: Quadratic, count: int | None, key: jax.Array) -> jax.Array | None:
+    """Random P [n, count] with `E P P' = I`; None where exact shares cost no more."""
+    if count is None or count >= quadratic.examples:
+        return None
+    shape = (quadratic.examples, count)
+    return jax.random.normal(key, shape, quadratic.weights.dtype) / math.sqrt(count)
+
+
 def pursue(
     quadratic: Quadratic,
     site: Site,
@@ -111,17 +125,14 @@ def pursue(
     *,
     effort: Effort,
     key: jax.Array,
-    told: Told = lambda what, done, total: None,
+    told: Progress = silent,
 ) -> Pursued:
     """The best mask found, and its minimum; the objective never rises from one move to the next."""
-    few = _few_sets(site, sparsity)
-    if few is not None:
-        return _best_of_all(quadratic, site, sparsity, few)
-    probes = None
-    if effort.probes is not None and effort.probes < quadratic.examples:
-        shape = (quadratic.examples, effort.probes)
-        probes = jax.random.normal(key, shape, quadratic.weights.dtype) / math.sqrt(effort.probes)
     plain = site.choose(jnp.abs(quadratic.weights), sparsity)
+    sets = all_sets(site, sparsity, plain)
+    if sets is not None:
+        return _best_of_all(quadratic, plain, sets)
+    probes = drawn_probes(quadratic, effort.probes, key)
     state = state_at(quadratic, plain, probes)
     info: dict[str, Any] = {"objective_magnitude": float(state.objective)}
     best = plain
@@ -158,7 +169,7 @@ def _climb(
     sparsity: Any,
     rounds: int,
     probes: jax.Array | None,
-    told: Told,
+    told: Progress,
 ) -> jax.Array:
     """The mask at the end of a path of rising sparsity."""
     mask = site.old
@@ -174,21 +185,26 @@ def sparsities(site: Site, sparsity: Any, rounds: int) -> Iterator[Any]:
     if site.select.fixed is not None or sparsity is None:
         yield sparsity
         return
-    reached = _reached(site)
+    start = reached(site, sparsity)
     for step in range(1, rounds):
-        yield max(reached, sparsity + (reached - sparsity) * (1 - step / rounds) ** 3)
+        yield max(start, sparsity + (start - sparsity) * (1 - step / rounds) ** 3)
     yield sparsity
 
 
-def _reached(site: Site) -> float:
-    """The largest share that a part of the selection has lost already."""
+def reached(site: Site, sparsity: Any) -> Any:
+    """Where a path to a sparsity begins: the largest share that a part has lost already.
+
+    Below it a selection that gives every part the same share would have to bring entries back. No
+    more than the sparsity itself, which shares that differ from part to part may allow.
+    """
     number = np.zeros(site.size, np.int32)
     if site.select.parts is not None:
         leaves = trees.select_leaves(site.select.parts(site.params), site.moving)
         number = np.concatenate([np.ravel(x) for x in leaves])
     inside = np.asarray(site.prunable_entries)
     lost = np.bincount(number[inside & ~np.asarray(site.old)], minlength=site.size)
-    return float(np.max(lost / np.maximum(np.bincount(number[inside], minlength=site.size), 1)))
+    share = np.max(lost / np.maximum(np.bincount(number[inside], minlength=site.size), 1))
+    return min(float(share), sparsity)
 
 
 def _exchanges(
@@ -219,34 +235,17 @@ def _exchanges(
             return
 
 
-def _few_sets(site: Site, sparsity: Any) -> int | None:
-    """How many entries are kept, where all sets of that size are few enough to try; or None."""
-    parts = site.parts()
-    if parts is None:
-        return None
-    here = np.asarray(parts)
-    if len(np.unique(here[here >= 0])) != 1 or site.select.fixed is not None:
-        return None
-    free = int((here >= 0).sum())
-    if free > 30:
-        return None
-    chosen = site.choose(jnp.ones(site.size, site.dtype), sparsity)
-    kept = int(jnp.sum(chosen & site.candidates))
-    return kept if math.comb(free, kept) <= MOST_SETS else None
-
-
-def _best_of_all(quadratic: Quadratic, site: Site, sparsity: Any, kept: int) -> Pursued:
-    leaf, least = np.asarray(leaf_numbers(site)), np.asarray(least_kept(site, sparsity))
-    free = np.flatnonzero(np.asarray(site.candidates))
-    always = np.asarray(site.old & ~site.candidates)
-    masks = []
-    for some in combinations(free, kept):
-        mask = always.copy()
-        mask[list(some)] = True
-        if np.all(np.bincount(leaf[mask], minlength=least.size) >= least):
-            masks.append(mask)
-    values = [float(solve(quadratic, jnp.asarray(m), "primal").objective) for m in masks]
-    best = int(np.nanargmin(values))
-    solved = solve(quadratic, jnp.asarray(masks[best]), "primal")
-    info = {"objective": float(solved.objective), "swaps": 0, "sets": len(masks)}
-    return Pursued(jnp.asarray(masks[best]), solved, info)
+def _best_of_all(quadratic: Quadratic, plain: jax.Array, sets: Sets) -> Pursued:
+    """The best of the sets; plain is the mask of magnitude."""
+    solved = lambda mask: solve(quadratic, mask, "primal")
+    mask_of = lambda row: plain.at[sets.where].set(row)
+    values = [float(solved(mask_of(row)).objective) for row in sets.rows]
+    mask = mask_of(sets.rows[int(np.nanargmin(values))])
+    best = solved(mask)
+    info = {
+        "objective_magnitude": float(solved(plain).objective),
+        "objective": float(best.objective),
+        "swaps": 0,
+        "sets": len(values),
+    }
+    return Pursued(mask, best, info)

@@ -22,6 +22,16 @@ CHUNK = 256
 """Columns of G that are there at once."""
 
 
+def high(function: Callable, **options: Any) -> Any:
+    """Compiled, with products in the highest precision."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **kwargs)
+
+    return jax.jit(run, **options)
+
+
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("factors", "weights", "slopes", "damping"),
@@ -70,6 +80,11 @@ class Quadratic:
         """The diagonal of `G'G`, [d]."""
         return self._joined(lambda factor: factor.squares())
 
+    @high
+    def diagonal(self) -> jax.Array:
+        """The diagonal of H, [d]."""
+        return self.squares() / self.examples + self.damping
+
     def projected_squares(self, projections: jax.Array) -> jax.Array:
         """`sum_r (p_r' g)^2` for every column g of G, [d]; p is [n, r]."""
         return self._joined(lambda factor: factor.projected_squares(projections))
@@ -93,44 +108,31 @@ class Quadratic:
         return self.transposed(self.times(vector)) / self.examples + self.damping * vector
 
     def gram(self, mask: jax.Array) -> jax.Array:
-        """`G_K G_K'`, [n, n], K the entries where the mask [d] is True."""
-        return self._summed(mask, lambda g, where: g @ g.T, (self.examples,) * 2)
-
-    def full_gram(self) -> jax.Array:
-        """`G G'`, [n, n]."""
-        return sum((f.gram() for f in self.factors), jnp.zeros((), self.weights.dtype))
-
-    def _summed(self, mask: jax.Array, term: Callable, shape: tuple[int, ...]) -> jax.Array:
-        """`term(G[:, some], some)` summed over chunks of the entries where the mask is True."""
-        d = self.weights.size
+        """`G_K G_K'`, [n, n], K the entries where the mask [d] is True; in chunks of these."""
+        n, d = self.examples, self.weights.size
         size = min(CHUNK, d)
         where = jnp.flatnonzero(mask, size=d, fill_value=d)
         padded = jnp.concatenate([where, jnp.full((size,), d, where.dtype)])
         chunks = -(-jnp.sum(mask) // size)
 
         def add(i: jax.Array, total: jax.Array) -> jax.Array:
-            some = jax.lax.dynamic_slice_in_dim(padded, i * size, size)
-            return total + term(self.columns(some), some)
+            some = self.columns(jax.lax.dynamic_slice_in_dim(padded, i * size, size))
+            return total + some @ some.T
 
-        return jax.lax.fori_loop(0, chunks, add, jnp.zeros(shape, self.weights.dtype))
+        return jax.lax.fori_loop(0, chunks, add, jnp.zeros((n, n), self.weights.dtype))
+
+    def full_gram(self) -> jax.Array:
+        """`G G'`, [n, n]."""
+        return sum((f.gram() for f in self.factors), jnp.zeros((), self.weights.dtype))
 
     def _joined(self, of: Callable[[Factor], jax.Array]) -> jax.Array:
         return jnp.concatenate([of(factor).ravel() for factor in self.factors])
 
 
+@high
 def value(quadratic: Quadratic, solution: jax.Array) -> jax.Array:
     """`Q(z)`, the predicted change of the loss."""
     moved = solution - quadratic.weights
     rows = quadratic.times(moved)
     bend = rows @ rows / quadratic.examples + quadratic.damping * (moved @ moved)
     return quadratic.slopes @ moved + 0.5 * bend
-
-
-def high(function: Callable, **options: Any) -> Any:
-    """Compiled, with products in the highest precision."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with jax.default_matmul_precision("highest"):
-            return function(*args, **kwargs)
-
-    return jax.jit(run, **options)

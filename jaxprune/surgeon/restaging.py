@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jaxprune.curvature.examples import check_count
 from jaxprune.select.ranking import lowest
-from jaxprune.surgeon.finishing import Candidate, begin, best_by_loss, finish, scaled
+from jaxprune.surgeon.finishing import Candidate, Judged, begin, best_of, finish, judged, scaled
 from jaxprune.surgeon.joining import check_grid
 from jaxprune.surgeon.local_model import LocalModel, Site, quadratic_at
-from jaxprune.surgeon.pursuit import Told, state_at
+from jaxprune.surgeon.progress import Progress, listener
+from jaxprune.surgeon.pursuit import drawn_probes, reached, state_at
 from jaxprune.surgeon.quadratic import Quadratic
-from jaxprune.surgeon.updating import solve
+from jaxprune.surgeon.updating import kept_gram, solve, way_for
 from jaxprune.types import Batch, Mask, Params, Pruned, Pruner, Schedule, Selection
 
 
@@ -32,7 +33,7 @@ def multi_stage_surgeon(
     scales: Sequence[float] = (0.25, 0.5, 1.0, 1.5),
     probes: int | None = 64,
     key: jax.Array | None = None,
-    progress: Told | None = None,
+    progress: Progress | None = None,
 ) -> Pruner:
     """Prune in stages, each with a quadratic of its own: slope, Fisher and examples drawn anew.
 
@@ -52,7 +53,8 @@ def multi_stage_surgeon(
       dampings, scales: tried in every stage. A scale of 0, the mask alone, is always tried; where
         it is the best, larger dampings are.
       probes: random projections for what an entry is worth, as in `Effort`.
-      key: draws examples and probes, others in every stage; by default `jax.random.key(0)`.
+      key: of everything random, others in every stage; by default the model's draws the examples,
+        and `jax.random.key(0)` the rest.
       progress: `(what, done, total)`.
 
     Returns:
@@ -82,6 +84,8 @@ def multi_stage_surgeon(
     path = _path(stages, tuning, schedule)
     sloped = replace(model, first_order=True)
     keys = jax.random.key(0) if key is None else key
+    drawing = keys if key is not None or model.key is None else model.key
+    told = listener(progress)
 
     def prune(
         params: Params, batch: Batch = None, *, sparsity: Any = None, mask: Mask | None = None
@@ -89,56 +93,86 @@ def multi_stage_surgeon(
         started = time.perf_counter()
         site = begin(sloped, chosen, params, sparsity, mask)
         done: list[dict[str, Any]] = []
-        best: Candidate | None = None
-        tried: list[dict[str, Any]] = []
+        seen: list[Judged] = []
         targets = list(_targets(site, sparsity, path))
         for number, target in enumerate(targets):
-            own = jax.random.fold_in(keys, number)
-            quadratic, judge = quadratic_at(sloped, site, site.params, batch, own)
-            tried, wider = [], max(dampings)
-            for damping in (tuple(dampings), *((wider * 10**i,) for i in range(1, _WIDER + 1))):
-                candidates = [] if best is None or not tried else [best]
-                for each in damping:
-                    damped = replace(quadratic, damping=jnp.asarray(each, site.dtype))
-                    candidates += _candidates(damped, site, target, scales, probes, own)
-                best, more = best_by_loss(sloped, site, candidates, judge)
-                tried += more
-                if best.info["scale"] > 0:  # no step in reach was a good one otherwise: step less
-                    break
-            assert best is not None
-            found = min(t["loss"] for t in tried)
-            done.append({**best.info, "loss": found, "sparsity": _sparsity(site, best.mask)})
+            examples, own = (jax.random.fold_in(k, number) for k in (drawing, keys))
+            quadratic, judge = quadratic_at(sloped, site, site.params, batch, examples)
+            stage = _Stage(site, quadratic, target, drawn_probes(quadratic, probes, own))
+            seen = _tried(sloped, stage, judge, dampings, scales)
+            best, loss = best_of(sloped, seen)
+            share = _sparsity(site, best.mask)
+            done.append({**best.info, "loss": loss, "sparsity": share})
             kept = site.mask(best.mask)
             site = Site(site.weights(best.solution), chosen, sloped.adjust, kept)
-            if progress is not None:
-                progress("stage", number + 1, len(targets))
-        assert best is not None
+            told("stage", number + 1, len(targets))
+        tried = [one.said for one in seen]
         return finish(site, best, {"stages": done, "tried": tried}, started)
 
     return prune
 
 
-def _candidates(
-    quadratic: Quadratic,
-    site: Site,
-    target: Any,
+class _Stage(NamedTuple):
+    """Where a stage begins.
+
+    Attributes:
+      site, quadratic: around the weights of the stage before.
+      target: sparsity, or `_KEEP`.
+      probes: [n, r], for what an entry is worth; None computes it exactly.
+    """
+
+    site: Site
+    quadratic: Quadratic
+    target: Any
+    probes: jax.Array | None
+
+
+def _tried(
+    model: LocalModel,
+    stage: _Stage,
+    judge: Batch,
+    dampings: Sequence[float],
     scales: Sequence[float],
-    probes: int | None,
-    key: jax.Array,
-) -> list[Candidate]:
-    """The mask and update of one damping, at every scale and at 0."""
-    projections = None
-    if probes is not None and probes < quadratic.examples:
-        shape = (quadratic.examples, probes)
-        projections = jax.random.normal(key, shape, quadratic.weights.dtype) / np.sqrt(probes)
-    mask = site.old
-    if target is not _KEEP:
-        state = state_at(quadratic, mask, projections)
-        mask = site.choose(jnp.where(mask, state.worth, -jnp.inf), target)
-    solved = solve(quadratic, mask)
+) -> list[Judged]:
+    """The candidates of all dampings; and of larger ones, while no step is better than none."""
+    site, quadratic = stage.site, stage.quadratic
+    gram = _shared_gram(stage, max(dampings))
+    more = [(max(dampings) * 10**i,) for i in range(1, _WIDER + 1)]
+    seen: list[Judged] = []
+    for some in (tuple(dampings), *more):
+        for damping in some:
+            damped = replace(quadratic, damping=jnp.asarray(damping, site.dtype))
+            one = _candidate(stage._replace(quadratic=damped), gram)
+            # The weights that a mask alone leaves depend on no damping: they are judged once.
+            known = any(bool(jnp.all(one.mask == old.candidate.mask)) for old in seen)
+            steps = [scale for scale in scales if scale != 0]
+            offered = scaled(one, quadratic.weights, steps if known else [0.0, *steps])
+            seen += judged(model, site, offered, judge)
+        if best_of(model, seen).candidate.info["scale"] > 0:
+            break
+    return seen
+
+
+def _shared_gram(stage: _Stage, damping: float) -> jax.Array | None:
+    """`G_K G_K'` of what the stage begins with, for all dampings; None where nothing reads it."""
+    quadratic, mask = stage.quadratic, stage.site.old
+    damped = replace(quadratic, damping=jnp.asarray(damping, stage.site.dtype))
+    if stage.target is _KEEP and way_for(damped, int(jnp.sum(mask))) != "dual":
+        return None
+    return kept_gram(quadratic, mask)
+
+
+def _candidate(stage: _Stage, gram: jax.Array | None) -> Candidate:
+    """The mask and the update at a damping; gram is that of the entries still there."""
+    site, quadratic, mask = stage.site, stage.quadratic, stage.site.old
+    if stage.target is _KEEP:
+        solved = solve(quadratic, mask, gram=gram)
+    else:
+        state = state_at(quadratic, mask, stage.probes, gram)
+        mask = site.choose(jnp.where(mask, state.worth, -jnp.inf), stage.target)
+        solved = solve(quadratic, mask)
     info = {"damping": float(quadratic.damping), "objective": float(solved.objective)}
-    one = Candidate(mask, solved.solution, info)
-    return scaled(one, quadratic.weights, [0.0, *scales])
+    return Candidate(mask, solved.solution, info)
 
 
 _WIDER = 3  # times that the damping is raised tenfold where the mask alone beats every update
@@ -149,20 +183,19 @@ def _targets(site: Site, sparsity: Any, path: list[float]) -> list[Any]:
     """The sparsity of every stage."""
     if site.select.fixed is not None or sparsity is None:
         return [sparsity] + [_KEEP] * path.count(1.0)
-    reached = _sparsity(site, site.old)
-    rising = [reached + (sparsity - reached) * share for share in path if 0 <= share < 1]
+    start = reached(site, sparsity)
+    rising = [start + (sparsity - start) * share for share in path if 0 <= share < 1]
     if path[0] < 0:  # the same share of what is left, every time
         count = sum(share < 0 for share in path)
-        left = (1 - sparsity) / max(1 - reached, 1e-12)
-        rising = [1 - (1 - reached) * left ** (t / count) for t in range(1, count)]
+        left = (1 - sparsity) / max(1 - start, 1e-12)
+        rising = [1 - (1 - start) * left ** (t / count) for t in range(1, count)]
     return [*rising, sparsity] + [_KEEP] * (path.count(1.0) - 1)
 
 
 def _path(stages: int, tuning: int, schedule: Schedule | None) -> list[float]:
     """Shares of the sparsity, stage by stage; -1 where the default decides."""
-    for name, count, least in (("stages", stages, 1), ("tuning", tuning, 0)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < least:
-            raise ValueError(f"`{name}` is an integer >= {least}, got {count!r}.")
+    check_count("stages", stages)
+    check_count("tuning", tuning, 0)
     if schedule is None:
         return [-1.0] * stages + [1.0] * (tuning + 1)
     path = [float(schedule(step)) for step in range(1, stages + 1)]

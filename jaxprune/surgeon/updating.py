@@ -52,8 +52,17 @@ class Dual(NamedTuple):
     proximal: jax.Array
 
 
-def solve(quadratic: Quadratic, mask: jax.Array, way: Way | None = None) -> Solved:
+def solve(
+    quadratic: Quadratic,
+    mask: jax.Array,
+    way: Way | None = None,
+    gram: jax.Array | None = None,
+) -> Solved:
     """`argmin Q(z)` with z = 0 where the mask [d] is False; the way is chosen by sizes.
+
+    Args:
+      gram: `kept_gram(quadratic, mask)`, which no damping changes, where it is known: of the dual
+        way.
 
     Raises:
       ValueError: an unknown way, or `way="dual"` with damping 0.
@@ -68,7 +77,7 @@ def solve(quadratic: Quadratic, mask: jax.Array, way: Way | None = None) -> Solv
                 "The dual way divides by the damping, which is 0. Pass a damping > 0, or another "
                 "`way`."
             )
-        return _by_dual(quadratic, mask)
+        return _by_dual(quadratic, mask, gram)
     if chosen == "primal":
         return _by_primal(quadratic, mask, size=-(-max(kept, 1) // _PAD) * _PAD)
     return _matrix_free(quadratic, mask)
@@ -85,14 +94,24 @@ def way_for(quadratic: Quadratic, kept: int) -> Way:
     return "matrix_free"
 
 
-def dual(quadratic: Quadratic, mask: jax.Array) -> Dual:
-    """The minimum in the space of examples; it takes a damping > 0."""
-    n, damping = quadratic.examples, quadratic.damping
+@high
+def kept_gram(quadratic: Quadratic, mask: jax.Array) -> jax.Array:
+    """`G_K G_K'`, [n, n], from the kept or from the pruned entries, whichever are fewer."""
     pruned = ~mask
     fewer = jnp.sum(pruned) < jnp.sum(mask)
     rest = lambda: quadratic.full_gram() - quadratic.gram(pruned)
-    gram = jax.lax.cond(fewer, rest, lambda: quadratic.gram(mask))
-    root = whitening(gram, n * damping)
+    return jax.lax.cond(fewer, rest, lambda: quadratic.gram(mask))
+
+
+def dual(quadratic: Quadratic, mask: jax.Array, gram: jax.Array | None = None) -> Dual:
+    """The minimum in the space of examples; it takes a damping > 0.
+
+    Args:
+      gram: as in `solve`.
+    """
+    damping = quadratic.damping
+    gram = kept_gram(quadratic, mask) if gram is None else gram
+    root = whitening(gram, quadratic.examples * damping)
     slopes = quadratic.slopes / damping
     pushed = quadratic.times(jnp.where(mask, slopes, quadratic.weights))
     rows = root @ (root.T @ pushed)
@@ -100,8 +119,8 @@ def dual(quadratic: Quadratic, mask: jax.Array) -> Dual:
 
 
 @high
-def _by_dual(quadratic: Quadratic, mask: jax.Array) -> Solved:
-    return _solved(quadratic, mask, dual(quadratic, mask).proximal)
+def _by_dual(quadratic: Quadratic, mask: jax.Array, gram: jax.Array | None) -> Solved:
+    return _solved(quadratic, mask, dual(quadratic, mask, gram).proximal)
 
 
 def _primal(quadratic: Quadratic, mask: jax.Array, *, size: int) -> Solved:
@@ -125,7 +144,7 @@ _by_primal = high(_primal, static_argnames="size")
 def _matrix_free(quadratic: Quadratic, mask: jax.Array) -> Solved:
     keep = lambda v: jnp.where(mask, v, 0)
     product = lambda v: keep(quadratic.product(keep(v)))
-    diagonal = quadratic.squares() / quadratic.examples + quadratic.damping
+    diagonal = quadratic.diagonal()
     scaled = lambda v: v / jnp.where(diagonal > 0, diagonal, 1)
     pruned = jnp.where(mask, 0, quadratic.weights)
     right = keep(quadratic.transposed(quadratic.times(pruned)) / quadratic.examples)

@@ -299,5 +299,9 @@ def test_whatever_fits_at_once(shape, entries, x64, monkeypatch):
     for gram in (held.gram(), held._gram_of_pairs(), held._gram_of_gradients()):
         assert_near(gram, rows @ rows.T, jnp.float64)
     assert_near(held.squares(), (g**2).sum(0), jnp.float64)
+    projections = jnp.asarray(rng.normal(size=(shape[0], 3)))
+    wanted = ((np.asarray(projections).T @ rows) ** 2).sum(0).reshape(g.shape[1:])
+    for factor in (held, factors.Whole(jnp.asarray(g))):
+        assert_near(factor.projected_squares(projections), wanted, jnp.float64, 64)
     at = rng.integers(0, rows.shape[1], 10)
     assert_near(held.columns(jnp.asarray(at)), rows[:, at], jnp.float64)

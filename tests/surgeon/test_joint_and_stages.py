@@ -130,6 +130,28 @@ def test_shares_never_raise_the_loss_and_keep_the_count(trained, model):
     assert jp.trees.drop(pruned.mask) == round(0.8 * 96)
 
 
+def test_shares_that_would_empty_a_leaf_are_left_alone(trained, model):
+    params, batch, _ = trained
+    small = {**params, "second": params["second"] * 1e-6}  # goes first, all of it
+    select = jp.select.lowest(floor=0)
+    site = Site(small, select, model.adjust, None)
+    scores = [jnp.abs(site.flat(small))]
+    found, info = search_shares(model, site, scores, 0.6, batch, tries=5, key=jax.random.key(0))
+    assert found is select
+    assert info["loss_shares"] == info["loss_global"]
+    prune = joint_surgeon(model, select, effort=QUICK, share_tries=4)
+    assert jp.trees.drop(prune(small, batch, sparsity=0.6).mask) == round(0.6 * 96)
+
+
+def test_shares_of_a_tree_with_a_leaf_without_entries(trained, model):
+    params, batch, _ = trained
+    wide = {**params, "third": jnp.zeros((0, 4))}
+    site = Site(wide, jp.select.lowest(), model.adjust, None)
+    scores = [jnp.abs(site.flat(wide))]
+    found, _ = search_shares(model, site, scores, 0.6, batch, tries=5, key=jax.random.key(0))
+    assert jp.trees.drop(found(wide, jax.tree.map(jnp.abs, wide), sparsity=0.6)) == 58
+
+
 def test_other_pruners_are_starts_and_the_loss_judges_them_too(trained, model):
     params, batch, _ = trained
     start = jp.surgeon.exact_obs(apply, select=jp.select.lowest())
@@ -139,6 +161,8 @@ def test_other_pruners_are_starts_and_the_loss_judges_them_too(trained, model):
     assert [tried["scale"] for tried in own] == [0.0, 0.5, 1.0]
     assert min(t["loss"] for t in pruned.info["tried"]) <= own[0]["loss"]
     assert jp.trees.drop(pruned.mask) == round(0.8 * 96)
+    shared = joint_surgeon(model, effort=QUICK, starts=(start,), share_tries=4)
+    assert jp.trees.drop(shared(params, batch, sparsity=0.8).mask) == round(0.8 * 96)
     other = joint_surgeon(model, effort=QUICK, starts=(jp.surgeon.exact_obs(apply),))
     with pytest.raises(ValueError, match=r"starts\[0\].*same `select`"):
         other(params, batch, sparsity=0.57)  # 36 and 18 leaf by leaf, 55 in one ranking
@@ -170,6 +194,58 @@ def test_stages_follow_a_schedule_and_a_given_mask_stays(trained, model):
         bool(jnp.any(m & ~o)) for m, o in zip(pruned.mask.values(), old.values(), strict=True)
     )
     assert jp.trees.drop(pruned.mask) == 72
+
+
+@pytest.mark.parametrize("kind", ["joint", "stages"])
+@pytest.mark.parametrize("scope", ["layer", "erk"])
+def test_a_given_mask_may_have_taken_more_from_one_layer(scope, kind, trained, model):
+    params, batch, _ = trained
+    select = jp.select.lowest(scope)
+    # Of one layer nothing yet; or of one layer more than what is asked for over all.
+    uneven = jp.select.lowest({"first": 0.5, "second": 0.0}) if scope == "layer" else select
+    old = jp.one_shot(jp.saliency.magnitude(), uneven)(params, sparsity=0.5).mask
+    if kind == "joint":
+        prune = joint_surgeon(model, select, effort=QUICK)
+    else:
+        prune = multi_stage_surgeon(model, select, stages=3, tuning=0, dampings=(0.1,))
+    for sparsity in (0.5, 0.52):
+        pruned = prune(params, batch, sparsity=sparsity, mask=old)
+        wanted = select(params, jax.tree.map(jnp.abs, params), sparsity=sparsity)
+        for name, mask in pruned.mask.items():
+            assert int(mask.sum()) == int(wanted[name].sum())
+            assert not bool(jnp.any(mask & ~old[name]))
+
+
+def test_stages_draw_their_examples_with_the_models_key_unless_given_one(trained, model):
+    params, batch, _ = trained
+    keyed = [replace(model, key=jax.random.key(k)) for k in (3, 4)]
+
+    def run(model, key):
+        options = {"stages": 1, "tuning": 0, "dampings": (0.1,), "probes": None, "key": key}
+        return multi_stage_surgeon(model, **options)(params, batch, sparsity=0.6).params["first"]
+
+    first, second = (run(each, None) for each in keyed)
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(run(keyed[0], None), first)
+    given = [run(each, jax.random.key(5)) for each in (*keyed, model)]
+    np.testing.assert_array_equal(given[0], given[1])
+    np.testing.assert_array_equal(given[0], given[2])
+
+
+@pytest.mark.parametrize("scales", [(0.0, 0.5, 1.0), (1000.0,)])
+def test_no_weights_are_judged_twice(scales, trained, model, monkeypatch):
+    params, batch, _ = trained
+    seen, true = [], LocalModel.loss_of
+
+    def loss_of(self, params, judge):
+        seen.append(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves((params, judge))))
+        return true(self, params, judge)
+
+    monkeypatch.setattr(LocalModel, "loss_of", loss_of)
+    prune = multi_stage_surgeon(model, stages=1, tuning=2, dampings=(0.1, 0.01), scales=scales)
+    info = prune(params, batch, sparsity=0.3).info
+    assert len(set(seen)) == len(seen)
+    assert [tried["scale"] for tried in info["tried"]].count(0.0) == 1  # the last prunes nothing
 
 
 def test_where_every_update_harms_larger_dampings_are_tried(trained, model):

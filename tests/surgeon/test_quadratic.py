@@ -1,6 +1,7 @@
 """The quadratic on factors against the same written out: solves, values, exchanges, pursuits."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from jaxprune.surgeon.all_sets import all_sets
 from jaxprune.surgeon.exchange import exchange_joint, exchange_selection
 from jaxprune.surgeon.floors import leaf_numbers, least_kept, protected
 from jaxprune.surgeon.inverse_scores import inverse_diagonal, inverse_product
+from jaxprune.surgeon.local_model import Site
 from jaxprune.surgeon.pursuit import Effort, pursue, state_at
 from jaxprune.surgeon.quadratic import value
-from jaxprune.surgeon.updating import WAYS, solve, way_for
+from jaxprune.surgeon.updating import WAYS, kept_gram, solve, way_for
 from tests.near import assert_near
 from tests.surgeon import surgeon_doubles as doubles
 from tests.transforms.fresh import run_module
@@ -83,6 +86,22 @@ def test_every_way_finds_the_constrained_minimum(case, x64):
             np.testing.assert_allclose(solved.objective, rise, rtol=1e-9)
 
 
+def test_the_diagonal_is_that_of_the_hessian_and_a_known_gram_changes_nothing(x64):
+    found = doubles.setting(doubles.dense())
+    assert_near(found.quadratic.diagonal(), np.diag(found.hessian), F64, 64)
+    for share in (0.2, 0.8):
+        mask = jnp.asarray(doubles.random_mask(found.site, share))
+        rows = found.gradients[:, np.asarray(mask)]
+        gram = kept_gram(found.quadratic, mask)
+        assert_near(gram, rows @ rows.T, F64, 64)
+        for damping in (0.1, 3.0):
+            damped = replace(found.quadratic, damping=jnp.asarray(damping))
+            plain, known = (solve(damped, mask, "dual", g) for g in (None, gram))
+            assert_near(known.solution, plain.solution, F64, 10**4)
+            states = [state_at(damped, mask, None, g) for g in (None, gram)]
+            assert_near(states[1].worth, states[0].worth, F64, 10**4)
+
+
 def test_the_way_is_chosen_by_sizes_and_damping_0_is_never_divided_by(x64):
     found = doubles.setting(doubles.dense(30), damping=0.0)
     few = np.zeros(found.site.size, bool)
@@ -134,8 +153,8 @@ def test_exchanges_gain_what_they_say_inside_their_parts(kind, select, x64):
         )  # fmt: skip
         rise = doubles.joint_rise
     else:
-        squares = jnp.asarray(np.diag(found.hessian))
-        after = exchange_selection(found.quadratic, mask, parts, squares, tolerance, block=8)
+        diagonal = jnp.asarray(np.diag(found.hessian))
+        after = exchange_selection(found.quadratic, mask, parts, diagonal, tolerance, block=8)
         rise = doubles.selection_rise
     before, now = (rise(found.hessian, w, np.asarray(m)) for m in (mask, after.mask))
     np.testing.assert_allclose(before - now, after.gain, rtol=1e-8, atol=1e-12)
@@ -162,6 +181,21 @@ def test_a_leaf_may_not_fall_below_its_floor(x64):
                                  0.75))  # fmt: skip
 
 
+def test_all_sets_are_those_of_one_part_that_keep_the_floors(x64):
+    case = doubles.dense(5, 0, sizes=(2, 2, 2))
+    site_of = lambda case, select: Site(case.params, select, case.adjust, None)
+    for floor, many in ((0, 70), (2, 36)):  # 4 of 8; 2 of 4 twice
+        site = site_of(case, lowest(floor=floor))
+        mask = site.choose(jnp.ones(site.size), 0.5)
+        sets = all_sets(site, 0.5, mask)
+        np.testing.assert_array_equal(sets.where, np.flatnonzero(site.candidates))
+        assert sets.rows.shape == np.unique(sets.rows, axis=0).shape == (many, 8)
+        assert np.all(sets.rows.sum(1) == 4)
+    assert all_sets(site_of(case, lowest("layer")), 0.5, mask) is None
+    many = site_of(doubles.dense(), lowest())
+    assert all_sets(many, 0.5, many.choose(jnp.ones(many.size), 0.5)) is None
+
+
 @pytest.mark.parametrize("seed", [0, slow(1), slow(2)])
 def test_a_pursuit_of_few_weights_is_the_best_of_all_sets(seed, x64):
     found = doubles.setting(doubles.dense(5, seed, sizes=(2, 2, 2)), select=lowest(floor=0))
@@ -174,6 +208,9 @@ def test_a_pursuit_of_few_weights_is_the_best_of_all_sets(seed, x64):
         best = doubles.best_set(found.hessian, found.weights, free, kept, doubles.joint_rise)
         np.testing.assert_allclose(pursued.solved.objective, best, rtol=1e-9)
         assert int(np.sum(pursued.mask[free])) == kept
+        plain = np.asarray(found.site.choose(jnp.abs(found.quadratic.weights), sparsity))
+        rise = doubles.joint_rise(found.hessian, found.weights, plain)
+        np.testing.assert_allclose(pursued.info["objective_magnitude"], rise, rtol=1e-9)
 
 
 @pytest.mark.parametrize("select", ["2:4", slow("global"), slow("layer")])

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import trees
-from jaxprune.curvature.examples import check_positive
+from jaxprune.curvature.examples import check_count
 from jaxprune.surgeon.layers.calibration import Weight
-from jaxprune.surgeon.layers.layer_by_layer import Case, Method, Progress, layer_by_layer
+from jaxprune.surgeon.layers.layer_by_layer import Case, Method, layer_by_layer
 from jaxprune.surgeon.layers.least_squares import check_damping, check_regular, damped
 from jaxprune.surgeon.layers.limits import Choice, Limits
 from jaxprune.surgeon.layers.sweep import Quota, columns, losses, swept, upper_factor
+from jaxprune.surgeon.progress import Progress
 from jaxprune.types import Apply, Pruner, Selection
 
 
@@ -84,7 +85,7 @@ def sparse_gpt(
       Array([0., 3., 3.], dtype=float32)
     """
     check_damping(damping)
-    check_positive("block", block)
+    check_count("block", block)
     method = Method(
         partial(_choose, damping=damping), partial(_operate, damping=damping, block=block)
     )

@@ -21,10 +21,8 @@ from jaxprune.select.ranking import lowest
 from jaxprune.surgeon.layers import least_squares
 from jaxprune.surgeon.layers.calibration import Hessians, Model, Weight, checked_inputs, trace_model
 from jaxprune.surgeon.layers.limits import Choice, Limits, limits_of
+from jaxprune.surgeon.progress import Progress, listener
 from jaxprune.types import Apply, Batch, Mask, Params, Pruned, Pruner, Selection
-
-Progress = Callable[[str, int, int], None]
-"""`(leaf name, leaves done, leaves in all)`."""
 
 
 class Case(NamedTuple):
@@ -101,9 +99,9 @@ def layer_by_layer(
         model = models[key]
         _check_finite(params, model.weights)
         run = _Run(method, model, Choice(select, params, mask, sparsity), inputs, sequential)
-        errors = run.all_weights(progress)
+        errors = run.all_weights(listener(progress))
         kept = run.mask()
-        info = {**_counts(kept, run.choice.flags), "output_error": errors}
+        info = {**trees.prunable_counts(kept, run.choice.flags), "output_error": errors}
         info["seconds"] = time.perf_counter() - start
         return Pruned(run.params, kept, info)
 
@@ -122,7 +120,7 @@ class _Run:
         self.masks = list(choice.old)
         self.limits = limits_of(choice, model.weights)
 
-    def all_weights(self, progress: Progress | None) -> dict[str, dict[str, float]]:
+    def all_weights(self, told: Progress) -> dict[str, dict[str, float]]:
         weights = self.model.weights
         every = range(len(weights))
         known: list[Hessians] | None = None
@@ -140,8 +138,7 @@ class _Run:
             else:
                 (hessians,) = self.model.hessians(self.params, self.inputs, [k])
             errors[weights[k].name] = self._one(self._case(k, hessians), decided[k])
-            if progress is not None:
-                progress(weights[k].name, k + 1, len(weights))
+            told(weights[k].name, k + 1, len(weights))
         return errors
 
     def mask(self) -> Mask:
@@ -167,7 +164,7 @@ class _Run:
         found = np.where(weight.read(), weight.gather(new), _wide(leaf)).astype(leaf.dtype)
         found = np.where(mask, found, np.zeros((), leaf.dtype))
         flags = [i == at for i in range(len(self.masks))]
-        self.params = trees.replace_leaves(self.params, flags, [_placed(found, leaf)])
+        self.params = trees.replace_leaves(self.params, flags, [trees.from_host(found, leaf)])
         self.masks[at] = mask
         plain = [np.where(m, w, 0) for m, w in zip(weight.split(mask), case.old, strict=True)]
         return _errors(case, plain, weight.split(_wide(found)))
@@ -176,12 +173,6 @@ class _Run:
 def _wide(leaf: Any) -> np.ndarray:
     """A parameter on the host, in score precision."""
     return np.asarray(leaf).astype(trees.score_dtype(leaf))
-
-
-def _placed(array: np.ndarray, like: Any) -> jax.Array:
-    """An array on the devices where another one is."""
-    committed = isinstance(like, jax.Array) and like.committed
-    return jax.device_put(array, like.sharding) if committed else jnp.asarray(array)
 
 
 def _errors(case: Case, plain: list[np.ndarray], new: list[np.ndarray]) -> dict[str, float]:
@@ -208,9 +199,3 @@ def _check_finite(params: Params, weights: Sequence[Weight]) -> None:
                 f"{trees.label(weight.name)} is NaN or infinite at {bad} of "
                 f"{math.prod(weight.shape)} entries. Check the parameters."
             )
-
-
-def _counts(mask: Mask, flags: list[bool]) -> dict[str, Any]:
-    chosen = trees.select_leaves(mask, flags)
-    total, kept = trees.count(chosen), trees.keep(chosen)
-    return {"kept": kept, "prunable": total, "sparsity": 1 - kept / max(total, 1)}

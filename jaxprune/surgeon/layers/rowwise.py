@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxprune.surgeon.layers import elimination
 from jaxprune.surgeon.layers.elimination import Losses, Rows
-from jaxprune.surgeon.layers.layer_by_layer import Case, Method, Progress, layer_by_layer
+from jaxprune.surgeon.layers.layer_by_layer import Case, Method, layer_by_layer
 from jaxprune.surgeon.layers.least_squares import (
     by_row,
     check_damping,
@@ -17,6 +17,7 @@ from jaxprune.surgeon.layers.least_squares import (
     damped,
 )
 from jaxprune.surgeon.layers.limits import Choice
+from jaxprune.surgeon.progress import Progress
 from jaxprune.types import Apply, Pruner, Selection
 
 _SPARE = 16  # steps beyond what a row is expected to need
