@@ -6,7 +6,8 @@ import jax
 
 import jaxprune as jp
 from experiments import training
-from jaxprune.types import Apply, Saliency
+from jaxprune.curvature.roots import Root
+from jaxprune.types import Apply, Loss, Saliency
 
 METHODS = (
     "random",
@@ -22,10 +23,14 @@ METHODS = (
 )
 
 
-def build_saliency(method: str, apply: Apply, seed: int) -> Saliency:
-    """The saliency of a method's name."""
-    loss = training.cross_entropy
-    root = jp.curvature.softmax_root
+def build_saliency(
+    method: str,
+    apply: Apply,
+    seed: int,
+    loss: Loss = training.cross_entropy,
+    root: Root = jp.curvature.softmax_root,
+) -> Saliency:
+    """The saliency of a method's name, for a loss and the root of its Hessian."""
     if method == "random":
         return jp.saliency.random(jax.random.key(1000 + seed))
     if method == "magnitude":

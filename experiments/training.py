@@ -1,7 +1,8 @@
 """Training of many masked networks at once: one jitted call, vmapped over runs.
 
 A run is a network with its own parameters, mask and data order. Runs share the data, the loss and
-the budget, so their arrays stack and the whole group trains as one program on any device.
+the budget, so their arrays stack and the whole group trains as one program on any device. Only
+convolutional networks on a CPU train one after another, step by step.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import optax
 
 import jaxprune as jp
 from experiments.data import Split
-from jaxprune.types import Apply, Mask, Params
+from jaxprune.types import Apply, Loss, Mask, Params
 
 
 class Budget(NamedTuple):
@@ -28,11 +29,20 @@ class Budget(NamedTuple):
       steps: optimizer steps.
       batch: examples a step.
       learning_rate: peak rate of Adam, decayed to 0 by a cosine.
+      warmup: of the steps, those in which the rate rises linearly from 0.
     """
 
     steps: int
     batch: int
     learning_rate: float
+    warmup: int = 0
+
+    def rate(self, step: jax.Array) -> jax.Array:
+        """The learning rate at a step."""
+        rise = step / jnp.maximum(self.warmup, 1)
+        fall = jnp.clip((step - self.warmup) / jnp.maximum(self.steps - self.warmup, 1), 0, 1)
+        share = jnp.where(step < self.warmup, rise, (1 + jnp.cos(jnp.pi * fall)) / 2)
+        return jnp.asarray(self.learning_rate * share, jnp.float32)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -41,19 +51,25 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def stack(trees: list[Any]) -> Any:
-    """Trees of the same structure, with a leading axis of runs."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    """Trees of the same structure, with a leading axis of runs; on the host, nothing compiles."""
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)
 
 
 def unstack(tree: Any) -> list[Any]:
-    """The runs of a stacked tree, one by one."""
+    """The runs of a stacked tree, one by one; on the host too."""
+    tree = jax.tree.map(np.asarray, tree)
     count = jax.tree.leaves(tree)[0].shape[0]
     return [jax.tree.map(operator.itemgetter(i), tree) for i in range(count)]
 
 
-@partial(jax.jit, static_argnames=("apply", "budget"))
 def train_runs(
-    apply: Apply, params: Params, masks: Mask, keys: jax.Array, split: Split, budget: Budget
+    apply: Apply,
+    params: Params,
+    masks: Mask,
+    keys: jax.Array,
+    split: Split,
+    budget: Budget,
+    loss: Loss = cross_entropy,
 ) -> Params:
     """Train every run from its parameters under its mask, which stays.
 
@@ -64,53 +80,144 @@ def train_runs(
       keys: [R] PRNG keys of the data order; runs with equal keys see the same batches.
       split: the training data, shared.
       budget: steps, batch size and rate.
+      loss: of each example, `(outputs, targets) -> [N]`.
 
     Returns:
       Stacked trained parameters, exactly 0 where a mask is False.
     """
-    return jax.vmap(lambda p, m, k: _train_one(apply, p, m, k, split, budget))(params, masks, keys)
+    fixed = (apply, loss, min(budget.batch, split.targets.shape[0]))
+    if not _one_by_one(params):
+        return _train_runs(params, masks, keys, split, budget, *fixed)
+    runs = zip(unstack(params), unstack(masks), list(keys), strict=True)
+    return stack([_train_on_host(p, m, k, split, budget, *fixed) for p, m, k in runs])
 
 
-def _train_one(
-    apply: Apply, params: Params, mask: Mask, key: jax.Array, split: Split, budget: Budget
-) -> Params:
-    rate = optax.cosine_decay_schedule(budget.learning_rate, budget.steps)
-    optimizer = optax.chain(optax.adam(rate), jp.freeze_pruned(mask))
-    examples = split.targets.shape[0]
-    batch = min(budget.batch, examples)
-    per_epoch = examples // batch
+def _one_by_one(params: Params) -> bool:
+    """Do stacked parameters hold convolutions, on a CPU?
 
-    def objective(params: Params, chosen: jax.Array) -> jax.Array:
-        inputs = jnp.take(split.inputs, chosen, axis=0)
-        return jnp.mean(cross_entropy(apply(params, inputs), jnp.take(split.targets, chosen)))
+    Those are tens of times slower there inside a loop, and with kernels of their own in a vmap.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    return on_cpu and any(leaf.ndim == 5 for leaf in jax.tree.leaves(params))
 
-    def step(carry: Any, i: jax.Array) -> tuple[Any, None]:
+
+Carry = tuple[Params, optax.OptState, jax.Array]
+
+
+class _Steps(NamedTuple):
+    """Training of one run, step by step."""
+
+    apply: Apply
+    loss: Loss
+    batch: int
+    mask: Mask
+    key: jax.Array
+    split: Split
+    budget: Budget
+
+    def optimizer(self) -> optax.GradientTransformation:
+        return optax.chain(optax.adam(self.budget.rate), jp.freeze_pruned(self.mask))
+
+    def start(self, params: Params) -> Carry:
+        return params, self.optimizer().init(params), jnp.arange(self.split.targets.shape[0])
+
+    def objective(self, params: Params, chosen: jax.Array) -> jax.Array:
+        inputs = jnp.take(self.split.inputs, chosen, axis=0)
+        targets = jnp.take(self.split.targets, chosen)
+        return jnp.mean(self.loss(self.apply(params, inputs), targets))
+
+    def step(self, i: jax.Array, carry: Carry) -> Carry:
         params, state, order = carry
+        examples = order.shape[0]
+        per_epoch = examples // self.batch
         epoch, place = i // per_epoch, i % per_epoch
-        shuffle = lambda _: jax.random.permutation(jax.random.fold_in(key, epoch), examples)
+        shuffle = lambda _: jax.random.permutation(jax.random.fold_in(self.key, epoch), examples)
         order = jax.lax.cond(place == 0, shuffle, lambda _: order, None)
-        chosen = jax.lax.dynamic_slice_in_dim(order, place * batch, batch)
-        updates, state = optimizer.update(jax.grad(objective)(params, chosen), state, params)
-        return (optax.apply_updates(params, updates), state, order), None
+        chosen = jax.lax.dynamic_slice_in_dim(order, place * self.batch, self.batch)
+        gradient = jax.grad(self.objective)(params, chosen)
+        updates, state = self.optimizer().update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, order
 
-    start = (params, optimizer.init(params), jnp.arange(examples))
-    (params, _, _), _ = jax.lax.scan(step, start, jnp.arange(budget.steps))
-    return params
+
+# Steps and rates are arguments: one program serves all budgets.
+@partial(jax.jit, static_argnames=("apply", "loss", "batch"))
+def _train_runs(
+    params: Params,
+    masks: Mask,
+    keys: jax.Array,
+    split: Split,
+    budget: Budget,
+    apply: Apply,
+    loss: Loss,
+    batch: int,
+) -> Params:
+    def one(params: Params, mask: Mask, key: jax.Array) -> Params:
+        steps = _Steps(apply, loss, batch, mask, key, split, budget)
+        return jax.lax.fori_loop(0, budget.steps, steps.step, steps.start(params))[0]
+
+    return jax.vmap(one)(params, masks, keys)
+
+
+@partial(jax.jit, static_argnames=("apply", "loss", "batch"), donate_argnums=1)
+def _host_step(
+    i: jax.Array,
+    carry: Carry,
+    mask: Mask,
+    key: jax.Array,
+    split: Split,
+    budget: Budget,
+    apply: Apply,
+    loss: Loss,
+    batch: int,
+) -> Carry:
+    return _Steps(apply, loss, batch, mask, key, split, budget).step(i, carry)
+
+
+def _train_on_host(
+    params: Params,
+    mask: Mask,
+    key: jax.Array,
+    split: Split,
+    budget: Budget,
+    apply: Apply,
+    loss: Loss,
+    batch: int,
+) -> Params:
+    copied = jax.tree.map(jnp.copy, params)  # the steps take over what they are given
+    carry = _Steps(apply, loss, batch, mask, key, split, budget).start(copied)
+    for i in range(budget.steps):
+        carry = _host_step(jnp.asarray(i), carry, mask, key, split, budget, apply, loss, batch)
+        if i % 16 == 15:
+            jax.block_until_ready(carry[0])  # not thousands of steps ahead
+    return carry[0]
+
+
+@partial(jax.jit, static_argnames="apply")
+def _outputs(apply: Apply, params: Params, inputs: jax.Array) -> jax.Array:
+    return jax.vmap(lambda p: apply(p, inputs))(params)
+
+
+def outputs(apply: Apply, params: Params, split: Split, batch: int = 2000) -> np.ndarray:
+    """What every stacked run answers on a split, [R, N, ...]."""
+    starts = range(0, split.targets.shape[0], batch)
+    groups = [params]
+    if _one_by_one(params):
+        groups = [stack([run]) for run in unstack(params)]
+    answers = [
+        np.concatenate(
+            [np.asarray(_outputs(apply, group, split.inputs[i : i + batch])) for i in starts],
+            axis=1,
+        )
+        for group in groups
+    ]
+    return np.concatenate(answers)
 
 
 def accuracies(apply: Apply, params: Params, split: Split, batch: int = 2000) -> list[float]:
     """The accuracy of every stacked run on a split, in per cent."""
-    hits = np.zeros(jax.tree.leaves(params)[0].shape[0], np.int64)
-    for start in range(0, split.targets.shape[0], batch):
-        part = Split(split.inputs[start : start + batch], split.targets[start : start + batch])
-        hits += np.asarray(_hits(apply, params, part), np.int64)
+    logits = outputs(apply, params, split, batch)
+    hits = np.sum(np.argmax(logits, axis=-1) == np.asarray(split.targets), axis=-1)
     return [100 * int(h) / split.targets.shape[0] for h in hits]
-
-
-@partial(jax.jit, static_argnames="apply")
-def _hits(apply: Apply, params: Params, split: Split) -> jax.Array:
-    logits = jax.vmap(lambda p: apply(p, split.inputs))(params)
-    return jnp.sum(jnp.argmax(logits, axis=-1) == split.targets, axis=-1)
 
 
 def init_runs(init: Callable[[jax.Array], Params], keys: jax.Array) -> Params:
