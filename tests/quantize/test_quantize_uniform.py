@@ -1,0 +1,214 @@
+"""Evenly spaced levels: error bounds, the zero, ranges."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from jaxprune import quantize
+from tests.quantize.quantize_cases import assert_same_bits, normal
+
+U = 2.0**-24  # half a unit in the last place of float32
+KINDS = [(2, True), (3, True), (8, True), (16, True), (1, False), (3, False), (8, False),
+         (16, False)]  # fmt: skip
+each_kind = pytest.mark.parametrize(("bits", "symmetric"), KINDS)
+weights = npst.arrays(np.float32, (4, 3), elements=st.floats(-1e3, 1e3, width=32))
+huge = npst.arrays(np.float32, (4, 3), elements=st.floats(width=32, allow_nan=False,
+                                                         allow_infinity=False))  # fmt: skip
+
+
+def quantized(w, bits, symmetric, **options):
+    found = quantize.uniform(bits, symmetric=symmetric, **options)([jnp.asarray(w)])
+    return np.asarray(found.params[0], np.float64), found.stored[0]
+
+
+def squared_error(w, bits, symmetric, **options):
+    found, _ = quantized(w, bits, symmetric, **options)
+    return np.sum((found - np.asarray(w, np.float64)) ** 2, axis=0)
+
+
+def check_bound(w, found, scale):
+    """Half a step; the quotient that is rounded is off by two roundings, the clip by one."""
+    w, scale = np.asarray(w, np.float64), np.asarray(scale, np.float64)
+    assert (np.abs(found - w) <= scale / 2 + 4 * U * np.abs(w)).all()
+
+
+@each_kind
+@pytest.mark.parametrize("channels", [False, True])
+@given(w=weights)
+def test_an_error_is_at_most_half_a_step(bits, symmetric, channels, w):
+    found, stored = quantized(w, bits, symmetric, channels=channels)
+    check_bound(w, found, stored.scale)
+    span = np.abs(w).max(0) * 2 if symmetric else np.maximum(w.max(0), 0) - np.minimum(w.min(0), 0)
+    levels = 2**bits - (2 if symmetric else 1)
+    least = 4 * np.finfo(np.float32).tiny
+    widest = np.maximum(span if channels else np.max(span), least * levels)
+    if channels or symmetric:
+        # No step is wasted: the scale is the span over the levels, rounded up.
+        assert (stored.scale <= widest / levels * (1 + 2.0 ** (bits - 23)) * (1 + 4 * U)).all()
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), [(2, True), (16, True), (2, False), (8, False)])
+@given(w=huge)
+def test_the_largest_and_the_smallest_floats_are_quantized_too(bits, symmetric, w):
+    found, stored = quantized(w, bits, symmetric)
+    assert np.isfinite(found).all()
+    # At the very end of float32 the scale is rounded down instead, and the last level is lower.
+    slack = 2.0 ** (bits - 23) * np.abs(w).max()
+    error = np.abs(found - np.asarray(w, np.float64))
+    assert (error <= float(stored.scale) / 2 + 4 * U * np.abs(w) + slack).all()
+
+
+@each_kind
+@given(w=weights)
+def test_zero_is_exactly_zero_and_codes_use_their_range(bits, symmetric, w):
+    w[0] = 0
+    found, stored = quantized(w, bits, symmetric)
+    assert (found[0] == 0).all()
+    codes = np.asarray(stored.codes)
+    assert codes.max() < 2**bits - symmetric  # a symmetric grid has one level less
+    assert codes.dtype == (np.uint8 if bits <= 8 else np.uint16)
+
+
+@each_kind
+@given(w=weights)
+def test_quantizing_again_gives_the_same_levels_while_the_end_ones_are_in_use(bits, symmetric, w):
+    found, stored = quantized(w, bits, symmetric)
+    again, second = quantized(found.astype(np.float32), bits, symmetric)
+    codes, m = np.asarray(stored.codes, int), 2 ** (bits - 1) - 1
+    ends = np.abs(codes - m).max() == m if symmetric else np.ptp(codes) == 2**bits - 1
+    if symmetric and bits <= 11 and np.abs(w).max() > 1e-30:
+        assert ends
+    if ends:
+        np.testing.assert_array_equal(again, found)
+    else:  # its zero point lay half-way, or its scale was rounded up much: the range is shorter
+        check_bound(found, again, second.scale)
+
+
+@given(w=weights, bits=st.sampled_from([2, 5]))
+def test_products_are_exact_so_that_levels_are_whole_multiples(w, bits):
+    found, stored = quantized(w, bits, True)
+    steps = np.asarray(stored.codes, np.float64) - (2 ** (bits - 1) - 1)
+    np.testing.assert_array_equal(found, steps * np.float64(stored.scale))
+
+
+def test_a_scale_a_channel_is_the_channel_quantized_alone():
+    w = normal(3, 3, 4, 5)
+    for symmetric in (True, False):
+        for calibration in ("max", "percentile", "mse"):
+            options = {"symmetric": symmetric, "calibration": calibration, "percentile": 95}
+            whole = quantize.uniform(3, channels=True, **options)([w])
+            assert whole.stored[0].scale.shape == (5,)
+            alone = quantize.uniform(3, **options)([w[..., c] for c in range(5)])
+            parts = jnp.stack(alone.params, -1)
+            # Sums of squares over another layout may choose a neighbouring ratio.
+            if calibration != "mse":
+                assert_same_bits(whole.params[0], parts)
+            else:
+                errors = [np.sum((np.asarray(p) - w) ** 2) for p in (whole.params[0], parts)]
+                np.testing.assert_allclose(*errors, rtol=1e-4)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("channels", [True, False])
+@given(w=npst.arrays(np.float32, (30, 2), elements=st.floats(-1e3, 1e3, width=32)))
+def test_least_squares_is_never_worse_than_max(symmetric, channels, w):
+    options = {"bits": 3, "symmetric": symmetric, "channels": channels}
+    least = squared_error(w, calibration="mse", **options)
+    widest = squared_error(w, calibration="max", **options)
+    # Two sums of n squares in float32, each square and each addition rounded, compared.
+    slack = 1 + 2 * (w.size + 8) * U
+    tiny = w.size * (np.abs(w).max() * 2.0**-60) ** 2  # squares that underflow
+    if channels:
+        assert (least <= widest * slack + tiny).all()
+    else:
+        assert least.sum() <= widest.sum() * slack + tiny
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), [(2, True), (3, True), (4, False)])
+@pytest.mark.parametrize("tail", [1, 3])
+def test_least_squares_comes_near_the_best_ratio_of_a_fine_search(bits, symmetric, tail):
+    w = np.asarray(normal(4000, 1)) ** tail
+    low, high = (-np.abs(w).max(), np.abs(w).max()) if symmetric else (w.min(), w.max())
+    m = 2 ** (bits - 1) - 1
+
+    def error(ratio):
+        levels = 2 * m if symmetric else 2**bits - 1
+        scale = ratio * (high - low) / levels
+        zero = m if symmetric else np.round(-ratio * low / scale)
+        codes = np.clip(np.round(w / scale) + zero, 0, levels)
+        return np.sum((scale * (codes - zero) - w) ** 2)
+
+    best = min(error(ratio) for ratio in np.linspace(1 / 500, 1, 500))
+    found = squared_error(w, bits, symmetric, calibration="mse").sum()
+    assert found <= best * 1.02  # the search is 2 % fine, and the error flat at its bottom
+    assert found < squared_error(w, bits, symmetric).sum() * 0.9
+
+
+@given(
+    w=npst.arrays(np.float32, (21, 1), elements=st.floats(-8, 8, width=16)),
+    keep=npst.arrays(bool, (21, 1)),
+)
+def test_percentiles_are_those_of_the_kept_weights(w, keep):
+    for symmetric in (True, False):
+        quantizer = quantize.uniform(
+            4, symmetric=symmetric, calibration="percentile", percentile=79
+        )
+        stored = quantizer([jnp.asarray(w)], [jnp.asarray(keep)]).stored[0]
+        at = lambda w, percent: np.percentile(w.astype(np.float64), percent, method="nearest")
+        if not keep.any():
+            span = 0.0
+        elif symmetric:
+            span = 2 * at(np.abs(w[keep]), 79)
+        else:
+            span = max(at(w[keep], 79), 0) - min(at(w[keep], 21), 0)
+        expected = max(span / (14 if symmetric else 15), 4 * np.finfo(np.float32).tiny)
+        np.testing.assert_allclose(stored.scale, expected, rtol=2.0**-19 + 8 * U)
+
+
+def test_weights_beyond_a_clipped_range_go_to_its_ends():
+    w = jnp.array([[-9.0, -1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 30.0]])
+    found = quantize.uniform(4, calibration="percentile", percentile=80)([w]).params[0]
+    end = float(found.max())
+    assert end < 5
+    np.testing.assert_array_equal(np.asarray(found)[0, [0, -1]], [-end, end])
+
+
+def test_affine_has_the_levels_of_the_range_and_symmetric_one_less():
+    w = jnp.linspace(-1, 2, 1001)[:, None]
+    for bits in (2, 3, 5, 6, 8):
+        for symmetric, count in ((True, None), (False, 2**bits)):
+            found = quantize.uniform(bits, symmetric=symmetric)([w]).params[0]
+            assert len(np.unique(found)) <= 2**bits - symmetric
+            assert count is None or len(np.unique(found)) == count
+
+
+def test_more_bits_are_better():
+    w = normal(50, 20)
+    for symmetric in (True, False):
+        errors = [squared_error(w, b, symmetric, calibration="mse").sum() for b in (2, 3, 4, 6, 8)]
+        assert (np.diff(errors) < 0).all()
+
+
+def test_a_wide_16_bit_range_does_not_overflow_its_leaf():
+    w = jnp.array([[65504.0, -30000.0, 1.0]], jnp.float16)
+    for bits in (2, 3, 16):
+        for symmetric in (True, False):
+            found = quantize.uniform(bits, symmetric=symmetric)([w]).params[0]
+            assert np.isfinite(np.asarray(found, np.float32)).all()
+
+
+def test_bfloat16_and_float16_leaves_are_off_by_half_a_step_and_their_own_rounding():
+    for dtype, unit in ((jnp.bfloat16, 2.0**-8), (jnp.float16, 2.0**-11)):
+        w = normal(20, 10, dtype=dtype)
+        found, stored = quantized(w, 4, True)
+        error = np.abs(found - np.asarray(w, np.float64))
+        assert (error <= float(stored.scale) / 2 + unit * np.abs(found) * 1.01).all()
+
+
+def test_under_grad_outside_jit_it_does_not_look_at_values():
+    w = jnp.ones((2, 2))
+    jax.grad(lambda w: jnp.sum(quantize.uniform(4)([w]).params[0]))(w)
