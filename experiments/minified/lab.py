@@ -1,0 +1,243 @@
+"""What all families of small models share: dense networks, budgets, training, measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxprune as jp
+from experiments import ledger, training
+from experiments.data import Split
+from experiments.minified.task import TASKS, Problem, Widths
+from experiments.training import Budget
+from jaxprune.types import Apply, Batch, Mask, Params
+
+Piece = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything the results depend on; its hash names them.
+
+    Attributes:
+      sizes: shares of the parameters that are left.
+      methods, iterative, unit_methods: which selections.
+      rounds: of the iterative ones.
+      dense_epochs, tune_epochs: budgets.
+      rates: learning rates to choose from, by validation; the first trains the dense networks.
+      score_examples: training examples that scores are measured on.
+      examples: of the training part, at most.
+      bits: of quantized networks.
+      grids: kinds, scopes and calibrations of their levels, see `quantized.GRIDS`.
+      combined: quantizers after pruning or shrinking, (kind, bits).
+      drops: forward passes of dropout-based damage estimation.
+      extra: methods whose pruned networks are quantized too.
+    """
+
+    task: str
+    preset: str
+    seeds: int
+    sizes: tuple[float, ...]
+    methods: tuple[str, ...]
+    iterative: tuple[str, ...]
+    unit_methods: tuple[str, ...]
+    rounds: int
+    dense_epochs: float
+    tune_epochs: float
+    batch: int
+    rates: tuple[float, ...]
+    score_examples: int
+    examples: int | None
+    bits: tuple[int, ...]
+    grids: tuple[str, ...]
+    combined: tuple[tuple[str, int], ...]
+    extra: tuple[str, ...]
+    drops: int
+
+
+class Lab:
+    """The networks, data and budgets of one configuration, and its ledger.
+
+    Args:
+      config: what is compared.
+      book: finished pieces.
+      work: folder of the dense networks' checkpoint.
+      data_dir: where tensorflow_datasets keeps prepared data.
+    """
+
+    def __init__(self, config: Config, book: ledger.Ledger, work: Path, data_dir: Path | None):
+        self.config, self.book, self.work = config, book, work
+        self.problem = Problem(TASKS[config.task], data_dir, config.examples)
+        self.apply = self.problem.apply
+        self.widths = self.problem.task.widths
+        self.keys = jnp.stack([jax.random.key(seed) for seed in range(config.seeds)])
+        per_epoch = max(self.problem.train.targets.shape[0] // config.batch, 1)
+        self.dense_steps = max(round(config.dense_epochs * per_epoch), 1)
+        self.tune_steps = max(round(config.tune_epochs * per_epoch), config.rounds)
+        self._dense: Params | None = None
+
+    def budget(self, steps: int, rate: float, warmup: bool = False) -> Budget:
+        """A budget of the configuration's batches; warm-up takes a tenth of the steps."""
+        return Budget(steps, self.config.batch, rate, steps // 10 if warmup else 0)
+
+    @property
+    def tune(self) -> Budget:
+        """Fine-tuning."""
+        return self.budget(self.tune_steps, self.rate("tune"))
+
+    @property
+    def short(self) -> Budget:
+        """From scratch, in the steps of fine-tuning."""
+        return self.budget(self.tune_steps, self.rate("scratch"), warmup=True)
+
+    @property
+    def long(self) -> Budget:
+        """From scratch, in the steps of dense training and fine-tuning."""
+        steps = self.dense_steps + self.tune_steps
+        return self.budget(steps, self.rate("scratch"), warmup=True)
+
+    def rate(self, what: str) -> float:
+        """The learning rate that `choose_rates` found best on the validation part."""
+        return float(self.book.pieces["rates"][what])
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The training examples that scores are measured on."""
+        count = self.config.score_examples
+        return self.problem.train.inputs[:count], self.problem.train.targets[:count]
+
+    def fresh(self, offset: int, widths: Widths | None = None) -> Params:
+        """Stacked newly initialised networks, others for another offset."""
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, offset))(self.keys)
+        return training.init_runs(self.problem.init_at(widths or self.widths), keys)
+
+    def fit(
+        self,
+        params: Params,
+        budget: Budget,
+        salt: int,
+        masks: Mask | None = None,
+        apply: Apply | None = None,
+    ) -> Params:
+        """Train all seeds; every arm of a seed and a salt sees the same batches in one order."""
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, 100 + salt))(self.keys)
+        masks = jp.trees.full_mask(params) if masks is None else masks
+        return training.train_runs(
+            apply or self.apply, params, masks, keys, self.problem.train, budget, self.problem.loss
+        )
+
+    def measure(self, params: Params, apply: Apply | None = None) -> Piece:
+        """Metrics on validation and test examples, a list over seeds each."""
+        read = partial(self._measured, apply or self.apply, params)
+        return {"validation": read(self.problem.validation), "test": read(self.problem.test)}
+
+    def _measured(self, apply: Apply, params: Params, split: Split) -> dict[str, list[float]]:
+        targets = np.asarray(split.targets)
+        outputs = training.outputs(apply, params, split)
+        found = [self.problem.metrics(one, targets) for one in outputs]
+        return {name: [one[name] for one in found] for name in found[0]}
+
+    def dense(self) -> Params:
+        """The dense networks, stacked: trained once, then read from their checkpoint."""
+        if self._dense is None:
+            start = self.fresh(0)
+            folder = self.work / "dense"
+            if jp.checkpoint.latest_step(folder) is None:
+                budget = self.budget(self.dense_steps, self.config.rates[0])
+                jp.checkpoint.save(folder, self.fit(start, budget, salt=0), step=budget.steps)
+            self._dense = jp.checkpoint.restore(folder, start)
+        return self._dense
+
+    @cached_property
+    def networks(self) -> list[Params]:
+        """The dense networks, one a seed."""
+        return training.unstack(self.dense())
+
+    @cached_property
+    def coupling(self) -> jp.Coupling:
+        """The hidden layers' units; the same for all seeds."""
+        inputs = self.problem.train.inputs[:2]
+        coupling = jp.couple(self.apply, self.networks[0], inputs)
+        assert tuple(g.units for g in coupling.groups.values()) == self.widths
+        return coupling
+
+    def choose_rates(self) -> None:
+        """The rates of fine-tuning and of training from scratch, by validation.
+
+        Both are chosen on networks that magnitude has pruned to the size in the middle.
+        """
+        if "rates" in self.book.pieces:
+            return
+        if len(self.config.rates) == 1:
+            self.book.record("rates", dict.fromkeys(("tune", "scratch"), self.config.rates[0]))
+            return
+        size = sorted(self.config.sizes)[len(self.config.sizes) // 2]
+        prune = jp.one_shot(jp.saliency.magnitude(), jp.select.lowest())
+        pruned = [prune(network, sparsity=1 - size) for network in self.networks]
+        params = training.stack([p.params for p in pruned])
+        masks = training.stack([p.mask for p in pruned])
+        again = jax.vmap(jp.apply_mask)(self.fresh(1), masks)
+        both = self.dense_steps + self.tune_steps
+        tuned = lambda rate: self.fit(params, self.budget(self.tune_steps, rate), 1, masks)
+        scratch = lambda rate: self.fit(again, self.budget(both, rate, True), 2, masks)
+        tried = {"tune": self._tried(tuned), "scratch": self._tried(scratch)}
+        best = {what: max(found, key=lambda rate: found[rate]) for what, found in tried.items()}
+        # Keys of JSON are texts; the rates themselves stay numbers.
+        said = {what: {f"{r:g}": v for r, v in found.items()} for what, found in tried.items()}
+        self.book.record("rates", {**best, "validation": said, "size": size})
+
+    def _tried(self, train: Callable[[float], Params]) -> dict[float, float]:
+        """Mean validation quality after training with each rate."""
+        found = {}
+        for rate in self.config.rates:
+            metrics = self.measure(train(rate))["validation"]
+            found[rate] = float(np.mean(next(iter(metrics.values()))))
+        return found
+
+    def run_dense(self) -> None:
+        """The dense networks as they are, and fine-tuned."""
+        if "dense" in self.book.pieces:
+            return
+        params = self.dense()
+        tuned = self.fit(params, self.tune, salt=1)
+        forward = self.flops(self.widths)
+        arms = {
+            "one_shot": self.measure(params),
+            "fine_tuned": self.measure(tuned) | {"steps": self.tune_steps},
+        }
+        latency = self.latency(self.widths)
+        count = jp.trees.count(self.networks[0])
+        common = {"bytes": [4 * count] * self.config.seeds, "flops": forward, "parameters": count}
+        self.book.record("dense", {"arms": arms, **common, "latency": latency})
+
+    def flops(self, widths: Widths) -> int:
+        """FLOPs of one example's forward pass."""
+        params = jax.eval_shape(self.problem.init_at(widths), self.keys[0])
+        inputs = self.problem.train.inputs[:1]
+        return jp.reporting.flops(self.problem.apply_at(widths), params, inputs)
+
+    def training_flops(self, budget: Budget, widths: Widths | None = None) -> int:
+        """FLOPs of a budget, a backward pass taken as two forward passes."""
+        return 3 * self.flops(widths or self.widths) * budget.steps * budget.batch
+
+    def latency(self, widths: Widths) -> dict[str, float]:
+        """Median milliseconds of a forward pass, by batch size."""
+        name = f"latency {'-'.join(map(str, widths))}"
+        if name not in self.book.pieces:
+            params = self.problem.init_at(widths)(self.keys[0])
+            apply, found = self.problem.apply_at(widths), {}
+            for batch in (1, 256):
+                inputs = jnp.resize(
+                    self.problem.test.inputs, (batch, *self.problem.test.inputs.shape[1:])
+                )
+                taken = jp.reporting.latency(apply, params, inputs, repeats=30)
+                found[str(batch)] = taken.median_ms
+            self.book.record(name, found)
+        return dict(self.book.pieces[name])

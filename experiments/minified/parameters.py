@@ -1,0 +1,141 @@
+"""Parameter level: single weights pruned, fine-tuned, or the same mask trained from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+import jaxprune as jp
+from experiments import training
+from experiments.methods import build_saliency
+from experiments.minified import quantized
+from experiments.minified.lab import Lab, Piece
+from jaxprune.types import Mask, Params, Pruned, Scores
+
+
+class Stack(NamedTuple):
+    """Pruned networks of all seeds, with a leading axis."""
+
+    params: Params
+    masks: Mask
+
+
+def name_of(method: str, size: float) -> str:
+    """A piece's name in the ledger."""
+    return f"parameters {method} {size}"
+
+
+def run(lab: Lab, advance: Callable[..., None]) -> None:
+    """Every selection at every size that is not in the ledger yet."""
+    surgeon = joint(lab)
+    for method in lab.config.methods:
+        scores: list[Scores] | None = None
+        for size in lab.config.sizes:
+            name = name_of(method, size)
+            if name not in lab.book.pieces:
+                if method == "joint":
+                    pruned = [surgeon(n, lab.batch, sparsity=1 - size) for n in lab.networks]
+                else:
+                    scores = scored(lab, method, lab.networks) if scores is None else scores
+                    pruned = [
+                        by(s)(n, sparsity=1 - size)
+                        for n, s in zip(lab.networks, scores, strict=True)
+                    ]
+                lab.book.record(name, cell(lab, method, size, pruned))
+            advance(1, method)
+
+
+def scored(lab: Lab, method: str, networks: list[Params]) -> list[Scores]:
+    """The scores of every seed's network on the first training examples."""
+    found = []
+    saliency = None
+    for seed, network in enumerate(networks):
+        if saliency is None or method == "random":
+            problem = lab.problem
+            saliency = build_saliency(method, lab.apply, seed, problem.loss, problem.root)
+        found.append(saliency(network, lab.batch))
+    return jax.block_until_ready(found)
+
+
+def by(scores: Scores) -> jp.Pruner:
+    """A Pruner that has its scores already."""
+    return jp.one_shot(lambda *_: scores, jp.select.lowest())
+
+
+def joint(lab: Lab) -> jp.Pruner:
+    """Selection and update together, the scale of the update by training loss."""
+    problem = lab.problem
+    curvature = jp.curvature.sketched_gauss_newton(lab.apply, problem.loss, root=problem.root)
+    model = jp.surgeon.LocalModel(
+        lab.apply, problem.loss, curvature, damping=1e-2,
+        examples=lab.config.score_examples // 2, key=jax.random.key(0),
+    )  # fmt: skip
+    effort = jp.surgeon.Effort(rounds=2, pursuits=0, probes=16, blocks=2)
+    select = jp.select.lowest()
+    return jp.surgeon.joint_surgeon(model, select, effort=effort, scales=(0.0, 0.5, 1.0))
+
+
+def stacked(pruned: list[Pruned]) -> Stack:
+    """The seeds' networks as one tree."""
+    return Stack(
+        training.stack([p.params for p in pruned]), training.stack([p.mask for p in pruned])
+    )
+
+
+def cell(lab: Lab, method: str, size: float, pruned: list[Pruned]) -> Piece:
+    """All arms of one selection at one size."""
+    nets = stacked(pruned)
+    tuned = lab.fit(nets.params, lab.tune, 1, nets.masks)
+    again = jax.vmap(jp.apply_mask)(lab.fresh(1), nets.masks)
+    arms = {
+        "one_shot": lab.measure(nets.params),
+        "fine_tuned": lab.measure(tuned),
+        "scratch_short": lab.measure(lab.fit(again, lab.short, 2, nets.masks)),
+        "scratch_long": lab.measure(lab.fit(again, lab.long, 2, nets.masks)),
+    }
+    if method in lab.config.iterative:
+        path = iterated(lab, method, size)
+        arms["iterative"] = lab.measure(path.params) | {"bytes": sizes_of(path)}
+    more = {}
+    if method in lab.config.extra:
+        more["quantized"] = quantized.after(lab, tuned, nets.masks)
+    return {"arms": arms, **more, **weighed(lab, nets, pruned[0])}
+
+
+def weighed(lab: Lab, nets: Stack, first: Pruned) -> Piece:
+    """Bytes, FLOPs and parameters; skipped products are theory, no kernel here skips them."""
+    count = jp.reporting.flops_by_operation(lab.apply, first.params, lab.problem.train.inputs[:1])
+    return {
+        "bytes": sizes_of(nets),
+        "flops": jp.reporting.flops_skipping_zeros(count, first.mask),
+        "parameters": jp.trees.keep(first.mask),
+        "widths": list(lab.widths),
+    }
+
+
+def sizes_of(nets: Stack) -> list[int]:
+    """Bytes of every seed's network."""
+    own = zip(training.unstack(nets.params), training.unstack(nets.masks), strict=True)
+    return [quantized.bytes_of(params, mask) for params, mask in own]
+
+
+def iterated(lab: Lab, method: str, size: float) -> Stack:
+    """Prune and tune in turns, in all the steps of fine-tuning; shares left fall geometrically."""
+    rounds, steps = lab.config.rounds, lab.tune_steps
+    params, masks = lab.dense(), jp.trees.full_mask(lab.dense())
+    for number in range(1, rounds + 1):
+        networks, old = training.unstack(params), training.unstack(masks)
+        scores = scored(lab, method, networks)
+        left = size ** (number / rounds)
+        pruned = [
+            by(s)(n, sparsity=1 - left, mask=m)
+            for n, s, m in zip(networks, scores, old, strict=True)
+        ]
+        nets = stacked(pruned)
+        own = steps // rounds + (steps % rounds if number == rounds else 0)
+        masks = nets.masks
+        budget = lab.budget(own, lab.rate("tune"))
+        params = lab.fit(nets.params, budget, 10 + number, masks)
+    return Stack(params, masks)

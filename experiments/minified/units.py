@@ -1,0 +1,169 @@
+"""Unit level: whole neurons and channels removed, merged, fine-tuned; the small net from scratch.
+
+Every hidden layer keeps the same share of its units, so that all selections, all seeds and the
+network trained from scratch have one architecture at a size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+import jaxprune as jp
+from experiments import training
+from experiments.methods import build_saliency
+from experiments.minified import quantized
+from experiments.minified.lab import Lab, Piece
+from experiments.minified.task import Widths
+from jaxprune.coupling.groups import Kept
+from jaxprune.types import Params, Saliency
+
+METHODS = (
+    "random", "l1", "l2", "taylor", "obd", "obd_sd_damage", "obd_sd_input", "fisher_gates",
+    "dropout", "ablation", "merge_pairs",
+)  # fmt: skip
+
+
+def name_of(method: str, size: float) -> str:
+    """A piece's name in the ledger; the method of a network from scratch is "scratch"."""
+    return f"units {method} {size}"
+
+
+def run(lab: Lab, advance: Callable[..., None]) -> None:
+    """Every selection at every size that is not in the ledger yet, and the nets from scratch."""
+    for size in lab.config.sizes:
+        if name_of("scratch", size) not in lab.book.pieces:
+            lab.book.record(name_of("scratch", size), from_scratch(lab, size))
+        advance(1, "small dense")
+    for method in lab.config.unit_methods:
+        scores = None
+        for size in lab.config.sizes:
+            name = name_of(method, size)
+            if name not in lab.book.pieces:
+                if scores is None and method != "merge_pairs":
+                    scores = scored(lab, method)
+                lab.book.record(name, cell(lab, method, size, scores))
+            advance(1, f"units {method}")
+
+
+def widths_at(lab: Lab, size: float) -> Widths | None:
+    """The widest network of the dense one's shape with at most `size` of its parameters.
+
+    None if even one unit a layer has more.
+    """
+    coupling = lab.coupling
+    whole = {name: group.units for name, group in coupling.groups.items()}
+    target = int(size * coupling.parameters({}))
+    least = coupling.parameters(jp.structure.kept_of(coupling, dict.fromkeys(whole, 1)))
+    if target < least:
+        return None
+    found = jp.structure.scaled_profile(coupling, whole, parameters=target)
+    return tuple(found.values())
+
+
+def from_scratch(lab: Lab, size: float) -> Piece:
+    """The small dense network: the architecture that all selections leave at this size."""
+    widths = widths_at(lab, size)
+    if widths is None:
+        return {"arms": {}}
+    apply, start = lab.problem.apply_at(widths), lab.fresh(2, widths)
+    short = lab.fit(start, lab.short, 2, apply=apply)
+    long = lab.fit(start, lab.long, 2, apply=apply)
+    arms = {
+        "scratch_short": lab.measure(short, apply),
+        "scratch_long": lab.measure(long, apply),
+    }
+    extra = quantized.after(lab, long, jp.trees.full_mask(long), widths)
+    return {"arms": arms, "quantized": extra, **weighed(lab, widths)}
+
+
+def weighed(lab: Lab, widths: Widths) -> Piece:
+    """Bytes, FLOPs, parameters and milliseconds of a small dense network."""
+    params = jax.eval_shape(lab.problem.init_at(widths), lab.keys[0])
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return {
+        "bytes": [4 * count] * lab.config.seeds,
+        "flops": lab.flops(widths),
+        "parameters": count,
+        "widths": list(widths),
+        "latency": lab.latency(widths),
+    }
+
+
+def scored(lab: Lab, method: str) -> list[dict[str, jax.Array]]:
+    """Scores of the units of every seed's network."""
+    make = lambda seed: build(lab, method, seed)
+    first = make(0)
+    drawn = method in ("random", "dropout")
+    return [
+        jax.block_until_ready((make(seed) if drawn else first)(network, lab.batch))
+        for seed, network in enumerate(lab.networks)
+    ]
+
+
+def build(lab: Lab, method: str, seed: int) -> Saliency:
+    """The unit saliency of a method's name."""
+    coupling, loss, saliency = lab.coupling, lab.problem.loss, jp.saliency
+    key = jax.random.key(2000 + seed)
+    if method == "random":
+        return saliency.random_units(coupling, key)
+    if method in ("l1", "l2"):
+        return saliency.unit_magnitude(coupling, int(method[1]), incoming=True)
+    if method == "taylor":
+        return saliency.unit_taylor(coupling, loss)
+    if method == "fisher_gates":
+        return saliency.unit_fisher(coupling, loss)
+    if method == "dropout":
+        return saliency.dropout_damage(coupling, loss, key, masks=lab.config.drops, rate=0.1)
+    if method == "ablation":
+        return saliency.unit_ablation(coupling, loss)
+    single = build_saliency(method, lab.apply, seed, loss, lab.problem.root)
+    return saliency.on_units(coupling, single)
+
+
+def cell(lab: Lab, method: str, size: float, scores: list[dict[str, jax.Array]] | None) -> Piece:
+    """All arms of one selection at one size."""
+    widths = widths_at(lab, size)
+    if widths is None:
+        return {"arms": {}}
+    apply = lab.problem.apply_at(widths)
+    profile = dict(zip(lab.coupling.groups, widths, strict=True))
+    arms = {}
+    if scores is None:
+        merged = [_pairs(lab, network, profile) for network in lab.networks]
+    else:
+        kept = [best(profile, own) for own in scores]
+        pairs = list(zip(lab.networks, kept, strict=True))
+        plain = training.stack([jp.structure.shrink_units(n, k, lab.coupling) for n, k in pairs])
+        tuned = lab.fit(plain, lab.tune, 1, apply=apply)
+        arms = {"one_shot": lab.measure(plain, apply), "fine_tuned": lab.measure(tuned, apply)}
+        merged = [_merged(lab, n, k) for n, k in pairs]
+    poured = training.stack(merged)
+    after = lab.fit(poured, lab.tune, 1, apply=apply)
+    arms["merged"] = lab.measure(poured, apply)
+    arms["merged_tuned"] = lab.measure(after, apply)
+    more = {}
+    if method in lab.config.extra and scores is not None:
+        more["quantized"] = quantized.after(lab, tuned, jp.trees.full_mask(tuned), widths)
+    return {"arms": arms, **more, **weighed(lab, widths)}
+
+
+def best(profile: dict[str, int], scores: dict[str, jax.Array]) -> Kept:
+    """The units with the highest scores, so many of each group; of equals the later ones."""
+    kept = {}
+    for name, n in profile.items():
+        order = np.argsort(np.asarray(scores[name]), kind="stable")
+        kept[name] = np.isin(np.arange(order.size), order[order.size - n :])
+    return kept
+
+
+def _merged(lab: Lab, network: Params, kept: Kept) -> Params:
+    merged = jp.structure.merge_similar(network, kept, lab.coupling)
+    return jp.structure.shrink_units(merged.variables, merged.kept, lab.coupling)
+
+
+def _pairs(lab: Lab, network: Params, profile: dict[str, int]) -> Params:
+    merged = jp.structure.merge_pairs(network, lab.coupling, profile)
+    return jp.structure.shrink_units(merged.variables, merged.kept, lab.coupling)
