@@ -56,7 +56,7 @@ _LENET = replace(
 _FULL = replace(_LENET, preset="full", seeds=10, dense_epochs=40, tune_epochs=10, batch=128,
                 rates=(3e-3, 1e-3, 3e-4), score_examples=10_000, drops=4096, rounds=8)  # fmt: skip
 _SMOKE = replace(
-    _CPU, preset="smoke", seeds=2, sizes=(0.2,),
+    _CPU, preset="smoke", seeds=2, sizes=(0.1,),
     methods=("magnitude", "obd_sd_damage", "joint"), iterative=("magnitude",),
     unit_methods=("l2", "dropout", "merge_pairs"), rounds=2, dense_epochs=2, tune_epochs=1,
     rates=(2e-3,), score_examples=64, examples=512, bits=(4,), grids=("symmetric tensor max",),

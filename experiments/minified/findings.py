@@ -64,8 +64,8 @@ def _selections(
     if not sizes or not readings:
         return ""
     lines = [
-        f'1. "OBD-SD slightly outperforms all other selections at substantial pruning" ({what}, '
-        f"mean over the sizes {', '.join(f'{100 * s:g} %' for s in sizes)}):",
+        '**Finding 1.** "OBD-SD slightly outperforms all other selections at substantial pruning" '
+        f"({what}, mean over the sizes {', '.join(f'{100 * s:g} %' for s in sizes)}):",
         "",
     ]
     rows = []
@@ -109,8 +109,8 @@ def _tuned_against_scratch(config: Config, pieces: dict[str, Any]) -> str:
     head = ["left", "in the tuning steps", "tuned is", "in all steps", "tuned is"]
     return "\n".join(
         [
-            '2. "Fine-tuning slightly beats retraining the same mask from scratch" (single weights,'
-            " mean over all selections but random; fine-tuned minus scratch):",
+            '**Finding 2.** "Fine-tuning slightly beats retraining the same mask from scratch" '
+            "(single weights, mean over all selections but random; fine-tuned minus scratch):",
             "",
             markdown(head, rows),
             "",
@@ -136,8 +136,8 @@ def _units_against_scratch(config: Config, pieces: dict[str, Any]) -> str:
     head = ["left", "in the tuning steps", "scratch is", "in all steps", "scratch is"]
     return "\n".join(
         [
-            '3. "Retraining from scratch does much better" (units, mean over all selections but '
-            "random; scratch minus fine-tuned):",
+            '**Finding 3.** "Retraining from scratch does much better" (units, mean over all '
+            "selections but random; scratch minus fine-tuned):",
             "",
             markdown(head, rows),
             "",
