@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Range = tuple[jax.Array, jax.Array]
 Axes = tuple[int, ...]
-Rounded = Callable[[Range], jax.Array]
-"""`range -> the leaf on the grid of that range`."""
+Rounded = Callable[[jax.Array], jax.Array]
+"""`ratio -> the leaf on the grid of the widest range times that ratio`."""
 
 _OCTAVES, _STEPS, _FINER = 8, 4, 8  # ratios down to 2**-8, 4 an octave, then 8 between two
 
@@ -62,34 +63,38 @@ def percentiles(x: jax.Array, kept: Any, axes: Axes, symmetric: bool, percentile
     return (-high, high) if symmetric else (jnp.minimum(at(100 - percentile), 0), high)
 
 
-def least_squares(x: jax.Array, kept: Any, axes: Axes, widest: Range, rounded: Rounded) -> Range:
-    """The range `(r low, r high)`, 0 < r <= 1, whose grid has the least squared error.
+def least_squares(
+    x: jax.Array, kept: Any, axes: Axes, widest: Range, rounded: Rounded
+) -> jax.Array:
+    """The ratio to the widest range, 0 < ratio <= 1, whose grid has the least squared error.
 
-    The error is not convex in r, so it is searched on a lattice: 33 ratios from 1 to 1/256, then 15
-    about the best of them, 2 % apart. r = 1 is one of them, so no range is worse than the widest.
+    The error is not convex in it, so it is searched on a lattice: 33 ratios from 1 to 1/256, then
+    14 about the best of them, 2 % apart. 1 is one of them: none found is worse than the widest.
 
     Args:
       x: the leaf in the precision of its scales.
       kept: its mask, or None.
       axes: what a range is taken over.
-      widest: the range at r = 1.
-      rounded: range -> the leaf on its grid.
+      widest: the range at ratio 1.
+      rounded: ratio -> the leaf on that grid.
     """
     low, high = widest
     span = jnp.maximum(high - low, jnp.finfo(x.dtype).tiny)  # so that squares do not underflow
+    coarse = np.exp2(-np.arange(_OCTAVES * _STEPS + 1) / _STEPS)
+    fine = np.exp2(np.setdiff1d(np.arange(1 - _FINER, _FINER), 0) / (_STEPS * _FINER))
+    factors = jnp.asarray(np.concatenate([coarse, fine]), x.dtype)
 
     def error(ratio: jax.Array) -> jax.Array:
-        missed = (rounded((low * ratio, high * ratio)) - x) / span
+        missed = (rounded(ratio) - x) / span
         return jnp.sum(jnp.square(missed if kept is None else jnp.where(kept, missed, 0)), axes)
 
-    def best(ratios: jax.Array) -> jax.Array:
-        which = jnp.argmin(lax.map(error, ratios), axis=0)  # the first, so the widest of equals
-        return jnp.take_along_axis(ratios, which[None], 0)[0]
+    def step(i: Any, state: Any) -> Any:
+        base, best, least = state
+        ratio = jnp.minimum(base * factors[i], 1)
+        found = error(ratio)
+        best = jnp.where(found < least, ratio, best)  # of equals the first, so the widest
+        base = jnp.where(i == len(coarse) - 1, best, base)  # from here on about the best so far
+        return base, best, jnp.minimum(least, found)
 
-    spread = lambda steps: steps.reshape((-1,) + (1,) * low.ndim) + jnp.zeros_like(low)
-    octaves = jnp.arange(_OCTAVES * _STEPS + 1, dtype=x.dtype) / _STEPS
-    coarse = best(spread(jnp.exp2(-octaves)))
-    between = jnp.arange(1 - _FINER, _FINER, dtype=x.dtype) / (_STEPS * _FINER)
-    nearest_first = between[jnp.argsort(jnp.abs(between))]
-    ratio = best(jnp.minimum(spread(jnp.exp2(nearest_first)) * coarse, 1))
-    return low * ratio, high * ratio
+    one = jnp.ones_like(low)
+    return lax.fori_loop(0, len(factors), step, (one, one, jnp.full_like(low, jnp.inf)))[1]

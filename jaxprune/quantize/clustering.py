@@ -17,6 +17,7 @@ from jax import lax
 
 from jaxprune import trees
 from jaxprune.quantize.leafwise import by_leaf, check_bits
+from jaxprune.quantize.rounding import divided, shortened_up
 from jaxprune.quantize.stored import Codebook, Quantizer, code_dtype
 from jaxprune.types import Predicate
 
@@ -144,9 +145,10 @@ def _start(ordered: jax.Array, kept: jax.Array, size: int) -> jax.Array:
     """Evenly spaced from the smallest to the largest; the distinct weights where so few."""
     inside = jnp.arange(ordered.size) < kept
     smallest, largest = ordered[0], ordered[jnp.maximum(kept - 1, 0)]
-    share = jnp.arange(size, dtype=ordered.dtype) / (size - 1)
-    # Behind a barrier, or whether it is one fused multiply-add would depend on what is around it.
-    even = sum(lax.optimization_barrier((smallest * (1 - share), largest * share)))
+    # In a step so short that its multiples are exact: the same numbers in every program.
+    bits = size.bit_length()
+    step = shortened_up(divided(largest / 2 - smallest / 2, (size - 1) / 2), bits)
+    even = jnp.minimum(smallest + jnp.arange(size, dtype=step.dtype) * step, largest)
     new = jnp.concatenate([jnp.zeros(1, bool), ordered[1:] != ordered[:-1]]) & inside
     rank = jnp.cumsum(new)
     distinct = jnp.full(size, largest).at[jnp.where(inside, rank, size)].set(ordered, mode="drop")

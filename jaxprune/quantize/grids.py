@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprune import trees
 from jaxprune.quantize import calibration as ranges
 from jaxprune.quantize.leafwise import by_leaf, check_bits
+from jaxprune.quantize.rounding import divided, shortened_up
 from jaxprune.quantize.stored import Grid, Quantizer, centre, code_dtype, value_of
 from jaxprune.types import Predicate
 
@@ -90,15 +90,17 @@ def _encode(leaf: jax.Array, kept: Any, settings: _Settings) -> Grid:
     bits, symmetric, channels, calibration, percentile = settings
     x = leaf.astype(trees.score_dtype(leaf))
     axes = tuple(range(x.ndim - 1 if channels and x.ndim > 1 else x.ndim))
-    rounded = lambda limits: _on(x, kept, _grid(limits, bits, symmetric), bits, leaf.dtype)
     if calibration == "percentile":
         limits = ranges.percentiles(x, kept, axes, symmetric, percentile)
     else:
         limits = ranges.extremes(x, kept, axes, symmetric)
+    scale, zero = _grid(limits, bits, symmetric)
+    rounded = lambda scale: _on(x, kept, (scale, zero), bits, leaf.dtype)
     if calibration == "mse":
-        values = lambda limits: value_of(rounded(limits)).astype(x.dtype)
-        limits = ranges.least_squares(x, kept, axes, limits, values)
-    return rounded(limits)
+        shrunk = lambda ratio: shortened_up(scale * ratio, bits)
+        values = lambda ratio: value_of(rounded(shrunk(ratio))).astype(x.dtype)
+        scale = shrunk(ranges.least_squares(x, kept, axes, limits, values))
+    return rounded(scale)
 
 
 def on_grid(leaf: jax.Array, kept: Any, like: Grid) -> Grid:
@@ -111,29 +113,12 @@ def _grid(limits: ranges.Range, bits: int, symmetric: bool) -> tuple[jax.Array, 
     """`(scale, zero point)` of a range."""
     low, high = limits
     if symmetric:
-        return _short(_divided(high, centre(bits)), bits), None
+        return shortened_up(divided(high, centre(bits)), bits), None
     levels = 2**bits - 1
-    scale = _short(_divided(high / 2 - low / 2, levels / 2), bits)  # in halves: it may overflow
+    span = high / 2 - low / 2  # in halves: it may overflow
+    scale = shortened_up(divided(span, levels / 2), bits)
     zero = jnp.clip(jnp.round(-low / scale), 0, levels)
     return scale, zero.astype(jnp.int32).astype(code_dtype(bits))
-
-
-def _divided(span: jax.Array, by: float) -> jax.Array:
-    """A true quotient: by one number for all, XLA would multiply by its rounded reciprocal."""
-    return span / lax.optimization_barrier(jnp.full_like(span, by))
-
-
-def _short(scale: jax.Array, bits: int) -> jax.Array:
-    """A scale rounded up to a significand `bits` bits shorter; at least 4 times the least normal.
-
-    The bound leaves room below for subnormal numbers, which XLA takes for 0 on CPU.
-    """
-    scale = jnp.maximum(scale, 4 * jnp.finfo(scale.dtype).tiny)
-    unsigned = jnp.uint32 if scale.dtype == jnp.float32 else jnp.uint64
-    rest = unsigned(2**bits - 1)
-    pattern = lax.bitcast_convert_type(scale, unsigned)
-    up, down = (lax.bitcast_convert_type(p & ~rest, scale.dtype) for p in (pattern + rest, pattern))
-    return jnp.where(jnp.isfinite(up), up, down)
 
 
 def _on(x: jax.Array, kept: Any, grid: tuple[Any, Any], bits: int, dtype: Any) -> Grid:

