@@ -45,13 +45,13 @@ _CPU = Config(
     task="digits", preset="cpu", seeds=5,
     sizes=(0.5, 0.25, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005),
     methods=(*SINGLE, "joint"), iterative=SINGLE, unit_methods=units.METHODS, rounds=4,
-    dense_epochs=20, tune_epochs=10, batch=64, rates=(2e-3, 1e-2, 5e-4), score_examples=1000,
+    dense_epochs=20, tune_epochs=10, batch=64, rates=(3e-2, 1e-2, 3e-3), score_examples=1000,
     examples=None, bits=(8, 6, 4, 3, 2), grids=quantized.GRIDS,
     combined=(("uniform", 8), ("uniform", 4), ("shared", 4)),
     extra=("magnitude", "obd_sd_damage", "l2"), drops=512,
 )  # fmt: skip
 _LENET = replace(
-    _CPU, dense_epochs=5, tune_epochs=2, batch=256, rates=(2e-3, 5e-3, 5e-4),
+    _CPU, dense_epochs=5, tune_epochs=2, batch=256, rates=(1e-2, 3e-3, 1e-3),
 )  # fmt: skip
 _FULL = replace(_LENET, preset="full", seeds=10, dense_epochs=40, tune_epochs=10, batch=128,
                 rates=(3e-3, 1e-3, 3e-4), score_examples=10_000, drops=4096, rounds=8)  # fmt: skip
@@ -59,7 +59,7 @@ _SMOKE = replace(
     _CPU, preset="smoke", seeds=2, sizes=(0.1,),
     methods=("magnitude", "obd_sd_damage", "joint"), iterative=("magnitude",),
     unit_methods=("l2", "dropout", "merge_pairs"), rounds=2, dense_epochs=2, tune_epochs=1,
-    rates=(2e-3,), score_examples=64, examples=512, bits=(4,), grids=("symmetric tensor max",),
+    rates=(1e-2,), score_examples=64, examples=512, bits=(4,), grids=("symmetric tensor max",),
     combined=(("shared", 4),), drops=16,
 )  # fmt: skip
 PRESETS: dict[str, dict[str, Config]] = {
@@ -69,7 +69,7 @@ PRESETS: dict[str, dict[str, Config]] = {
         "mnist": _LENET,
         "fashion_mnist": _LENET,
         "cifar10": _LENET,
-        "mails": replace(_CPU, dense_epochs=6, tune_epochs=3, rates=(1e-3, 3e-3, 3e-4),
+        "mails": replace(_CPU, dense_epochs=6, tune_epochs=3, rates=(1e-2, 3e-3, 1e-3),
                          score_examples=500, drops=256),
         "lenet5": replace(_LENET, seeds=3, dense_epochs=3, tune_epochs=1, examples=10_000,
                           iterative=("magnitude", "obd", "obd_sd_damage")),

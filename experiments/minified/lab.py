@@ -31,7 +31,7 @@ class Config:
       methods, iterative, unit_methods: which selections.
       rounds: of the iterative ones.
       dense_epochs, tune_epochs: budgets.
-      rates: learning rates to choose from, by validation; the first trains the dense networks.
+      rates: learning rates to choose from, by validation.
       score_examples: training examples that scores are measured on.
       examples: of the training part, at most.
       bits: of quantized networks.
@@ -150,8 +150,12 @@ class Lab:
             start = self.fresh(0)
             folder = self.work / "dense"
             if jp.checkpoint.latest_step(folder) is None:
-                budget = self.budget(self.dense_steps, self.config.rates[0])
-                jp.checkpoint.save(folder, self.fit(start, budget, salt=0), step=budget.steps)
+                train = lambda rate: self.fit(start, self.budget(self.dense_steps, rate), salt=0)
+                trained = {rate: train(rate) for rate in self.config.rates}
+                tried = self._tried(trained.__getitem__)
+                best = max(tried, key=lambda rate: tried[rate])
+                self.book.record("dense rate", {"rate": best, "validation": _said(tried)})
+                jp.checkpoint.save(folder, trained[best], step=self.dense_steps)
             self._dense = jp.checkpoint.restore(folder, start)
         return self._dense
 
@@ -189,8 +193,7 @@ class Lab:
         scratch = lambda rate: self.fit(again, self.budget(both, rate, True), 2, masks)
         tried = {"tune": self._tried(tuned), "scratch": self._tried(scratch)}
         best = {what: max(found, key=lambda rate: found[rate]) for what, found in tried.items()}
-        # Keys of JSON are texts; the rates themselves stay numbers.
-        said = {what: {f"{r:g}": v for r, v in found.items()} for what, found in tried.items()}
+        said = {what: _said(found) for what, found in tried.items()}
         self.book.record("rates", {**best, "validation": said, "size": size})
 
     def _tried(self, train: Callable[[float], Params]) -> dict[float, float]:
@@ -241,3 +244,8 @@ class Lab:
                 found[str(batch)] = taken.median_ms
             self.book.record(name, found)
         return dict(self.book.pieces[name])
+
+
+def _said(tried: dict[float, float]) -> dict[str, float]:
+    """With keys that JSON can have."""
+    return {f"{rate:g}": value for rate, value in tried.items()}

@@ -85,15 +85,16 @@ def caption(config: Config, pieces: Pieces) -> str:
         f"{pieces['dense']['bytes'][0]:,} bytes in float32.\n\n"
         f"`python experiments/minified_models.py --task {config.task} --preset {config.preset}`; "
         f"{machine['device']} ({machine['platform']}, {machine['cores']} cores), jax "
-        f"{machine['jax']}. Learning rates, chosen on the validation part: fine-tuning "
-        f"{rates['tune']:g}, from scratch {rates['scratch']:g}."
+        f"{machine['jax']}. Learning rates, chosen on the validation part: dense "
+        f"{pieces['dense rate']['rate']:g}, fine-tuning {rates['tune']:g}, from scratch "
+        f"{rates['scratch']:g}."
     )
 
 
 def budgets(lab: Lab) -> str:
     """Steps and FLOPs of every arm."""
     rows = []
-    dense = lab.budget(lab.dense_steps, lab.config.rates[0])
+    dense = lab.budget(lab.dense_steps, lab.book.pieces["dense rate"]["rate"])
     for name, budget in (
         ("dense", dense),
         ("fine-tuned", lab.tune),
