@@ -75,8 +75,8 @@ _MLPNET = Settings(
     stage_scales=(0.25, 0.5, 1.0, 1.5), share_tries=150, stages=12, tuning=8,
 )  # fmt: skip
 _RESNET = replace(
-    _MLPNET, joint_examples=1000, damping=1e-5, dampings=(1e-4,), stage_dampings=(1.0, 0.1),
-    stage_scales=(0.5, 1.0), share_tries=12, stages=5, tuning=1, draws=20, steps=10, judged=500,
+    _MLPNET, joint_examples=1000, damping=1e-5, dampings=(1e-4,), stage_dampings=(1.0,),
+    stage_scales=(0.5, 1.0), share_tries=12, stages=4, tuning=1, draws=10, steps=2, judged=500,
 )  # fmt: skip
 _TINY = replace(
     _MLPNET, examples=60, joint_examples=60, dampings=(1e-3,), scales=(1.0, 0.5),
@@ -105,7 +105,7 @@ PRESETS: dict[str, dict[str, Config]] = {
         "full": Config(
             "resnet20", "cifar10", "full", "trained", (0.5, 0.6, 0.7, 0.8, 0.9),
             tuple(METHODS), 5, 45_000,
-            replace(_RESNET, dampings=(1e-3, 1e-4), share_tries=40, stages=16, tuning=8, draws=50,
+            replace(_RESNET, dampings=(1e-3, 1e-4), stage_dampings=(1.0, 0.1), share_tries=40, stages=16, tuning=8, draws=50,
                     steps=50, judged=5000),
         ),
     },

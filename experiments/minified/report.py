@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +23,51 @@ def show(lab: Lab, stem: Path) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    text = document(lab.config, lab.book.pieces, budgets(lab))
+    text = document(lab.config, lab.book.pieces, budgets(lab), hardware())
     write_atomically(stem.with_name(stem.name + ".md"), text)
     picture = stem.with_name(stem.name + ".png")
     pictures.draw(lab.config, lab.book.pieces, picture)
+    write_atomically(stem.with_name("minified_models.md"), summary(stem.parent))
     console = Console(width=max(140, Console().width))
-    console.print(Markdown(headline(lab.config, lab.book.pieces)))
+    console.print(Markdown(headline(lab.config, lab.book.pieces, hardware())))
     for what, path in (
         ("Tables", stem.with_name(stem.name + ".md")), ("Plot", picture), ("Results", lab.book.path)
     ):  # fmt: skip
         console.print(f"{what}: {path}", soft_wrap=True)
 
 
-def headline(config: Config, pieces: Pieces) -> str:
+def headline(config: Config, pieces: Pieces, machine: dict[str, Any]) -> str:
     """What is printed; the whole is in the file."""
     return "\n\n".join(
         [
-            caption(config, pieces),
-            "At equal bytes on disk:\n\n" + equal_bytes(config, pieces),
+            caption(config, pieces, machine),
+            "At equal bytes on disk, test quality in % (the best of each family on the validation "
+            "part that is no larger):\n\n" + equal_bytes(config, pieces),
             findings.document(config, pieces),
         ]
     )
 
 
-def document(config: Config, pieces: Pieces, spent: str) -> str:
+def summary(folder: Path) -> str:
+    """The headlines of all the results of a folder, in Markdown."""
+    parts = []
+    for path in sorted(folder.glob("minified_models-*.json")):
+        found = json.loads(path.read_text())
+        config, stem = Config(**found["config"]), path.stem
+        parts.append(
+            f"## {TASKS[config.task].title} ({config.preset})\n\n"
+            f"{headline(config, found['pieces'], found['hardware'])}\n\n"
+            f"![quality against bytes, FLOPs and milliseconds]({stem}.png)\n\n"
+            f"[All tables]({stem}.md)."
+        )
+    return "\n\n".join(["# Minified models", *parts]) + "\n"
+
+
+def document(config: Config, pieces: Pieces, spent: str, machine: dict[str, Any]) -> str:
     """The whole report."""
     metrics = list(pieces["dense"]["arms"]["one_shot"]["test"])
     parts = [
-        caption(config, pieces),
+        caption(config, pieces, machine),
         "Budgets of one network:\n\n" + spent,
         "At equal bytes on disk (the best of each family on the validation part that is no larger; "
         "test quality):\n\n" + equal_bytes(config, pieces),
@@ -72,9 +90,9 @@ def document(config: Config, pieces: Pieces, spent: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def caption(config: Config, pieces: Pieces) -> str:
+def caption(config: Config, pieces: Pieces, machine: dict[str, Any]) -> str:
     """What was done, with what, on what."""
-    arms, rates, machine = pieces["dense"]["arms"], pieces["rates"], hardware()
+    arms, rates = pieces["dense"]["arms"], pieces["rates"]
     dense = ", ".join(
         f"{metric} {spread(values)} %" for metric, values in arms["one_shot"]["test"].items()
     )

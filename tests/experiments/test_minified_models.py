@@ -206,3 +206,10 @@ def test_every_task_has_every_preset_and_a_coupling_of_its_widths():
 def test_bad_arguments_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         experiment.configure(experiment.Arguments(**arguments))
+
+
+def test_the_summary_has_every_result_of_the_folder(finished):
+    text = finished.with_name("minified_models.md").read_text()
+    assert "64-100-50-10 on digits (smoke)" in text
+    assert f"({finished.stem}.md)" in text
+    assert "**Finding 2.**" in text
