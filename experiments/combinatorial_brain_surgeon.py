@@ -105,8 +105,10 @@ PRESETS: dict[str, dict[str, Config]] = {
         "full": Config(
             "resnet20", "cifar10", "full", "trained", (0.5, 0.6, 0.7, 0.8, 0.9),
             tuple(METHODS), 5, 45_000,
-            replace(_RESNET, dampings=(1e-3, 1e-4), stage_dampings=(1.0, 0.1), share_tries=40, stages=16, tuning=8, draws=50,
-                    steps=50, judged=5000),
+            replace(
+                _RESNET, dampings=(1e-3, 1e-4), stage_dampings=(1.0, 0.1), share_tries=40,
+                stages=16, tuning=8, draws=50, steps=50, judged=5000,
+            ),
         ),
     },
 }  # fmt: skip

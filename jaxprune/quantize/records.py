@@ -82,7 +82,7 @@ def _shared_record(stored: Codebook) -> Record:
 def _plain_record(stored: Plain) -> Record:
     values = _host(stored.values)
     shape, itemsize = np.shape(stored.values), values.dtype.itemsize
-    words = values.size // max(math.prod(shape), 1)  # a PRNG key is several
+    words = math.prod(values.shape[len(shape) :])  # a PRNG key is several
     as_bytes = values.reshape(-1).view(np.uint8).reshape(math.prod(shape), words * itemsize)
     shorter = values.dtype != stored.dtype and trees.is_float(stored.values)
     kind = _HALVES[values.dtype] if shorter else RAW

@@ -10,7 +10,6 @@ from tests.laws import TREES
 from tests.quantize.quantize_cases import QUANTIZERS, assert_same_bits, normal, small_net
 
 each_quantizer = pytest.mark.parametrize("row", QUANTIZERS.values(), ids=QUANTIZERS.keys())
-cheap = ["3 bits, channels", "6 bits, affine", "float16"]
 
 
 @each_quantizer
@@ -75,7 +74,9 @@ def test_in_16_bits_shared_values_are_shared_exactly_too(which, dtype):
 
 
 @pytest.mark.parametrize("name", TREES)
-@pytest.mark.parametrize("which", cheap)
+@pytest.mark.parametrize(
+    "which", ["6 bits, affine", pytest.param("3 bits shared", marks=pytest.mark.slow)]
+)
 def test_any_tree_keeps_its_structure_and_what_is_not_quantizable_is_untouched(name, which):
     params = TREES[name].make()
     found = QUANTIZERS[which].make()(params)
@@ -100,7 +101,7 @@ ODD_LEAVES = {
 }
 
 
-few = [name for name in QUANTIZERS if name in (*cheap, "3 bits shared")]
+few = ["3 bits, channels", "3 bits shared", "float16"]
 others = [pytest.param(name, marks=pytest.mark.slow) for name in QUANTIZERS if name not in few]
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -136,7 +136,8 @@ def test_the_example_of_deep_compression():
     np.testing.assert_array_equal(unpack_bits(index, 4, 3) + 1, [2, 3, 8, 3])  # theirs count from 1
 
 
-@given(keep=npst.arrays(bool, (9, 11)), bits=st.sampled_from([2, 3, 5, 8]))
+@settings(max_examples=40)
+@given(keep=npst.arrays(bool, (9, 11)), bits=st.sampled_from([2, 5]))
 def test_the_formulas_of_the_docstring_are_what_is_counted(keep, bits):
     leaf = jnp.where(keep, jnp.arange(1.0, 100.0).reshape(9, 11) / 99 + 1, 0)  # all round to > 0
     found = quantize.uniform(bits, symmetric=False)([leaf], [jnp.asarray(keep)])

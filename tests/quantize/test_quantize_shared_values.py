@@ -5,7 +5,7 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -13,6 +13,7 @@ from jaxprune import quantize
 from tests.quantize.quantize_cases import assert_same_bits, normal
 
 U = 2.0**-24
+fewer = settings(max_examples=50)
 sixteenths = st.integers(-64, 64).map(lambda i: i / 16)
 weights = npst.arrays(np.float32, (24, 1), elements=sixteenths)
 any_weights = npst.arrays(
@@ -29,13 +30,15 @@ def squared_error(w, found):
     return np.sum((np.asarray(found.params[0], np.float64) - np.asarray(w, np.float64)) ** 2)
 
 
+@fewer
 @given(w=any_weights)
 def test_the_error_never_rises_from_one_iteration_to_the_next(w):
-    errors = [squared_error(w, shared(w, 2, iterations=i)) for i in (0, 1, 2, 3, 300)]
+    errors = [squared_error(w, shared(w, 2, iterations=i)) for i in (0, 1, 300)]
     # A mean rounded to float32, against the exact one, costs (w u)^2 an entry, twice.
     assert (np.diff(errors) <= 2 * w.size * (np.abs(w).max() * 2 * U) ** 2).all()
 
 
+@fewer
 @given(w=any_weights, keep=npst.arrays(bool, (24, 1)))
 def test_at_its_end_every_value_is_the_mean_of_the_weights_nearest_to_it(w, keep):
     found = shared(w, 2, keep)
@@ -51,8 +54,9 @@ def test_at_its_end_every_value_is_the_mean_of_the_weights_nearest_to_it(w, keep
         np.testing.assert_allclose(values[code], members.mean(), rtol=0, atol=4 * U * scale)
 
 
+@fewer
 @given(
-    jitter=npst.arrays(np.float32, (4, 3), elements=st.floats(-0.2, 0.2, width=16)),
+    jitter=npst.arrays(np.float32, (4, 3), elements=st.floats(-0.1875, 0.1875, width=16)),
     shift=st.integers(-3, 3),
 )
 def test_of_separate_clusters_it_finds_the_best_of_all_partitions(jitter, shift):
@@ -67,6 +71,7 @@ def test_of_separate_clusters_it_finds_the_best_of_all_partitions(jitter, shift)
     np.testing.assert_allclose(found, best, rtol=1e-5, atol=w.size * (8 * U) ** 2)
 
 
+@fewer
 @given(w=weights, keep=npst.arrays(bool, (24, 1)))
 def test_few_distinct_weights_are_kept_as_they_are(w, keep):
     kept = np.where(keep, w, 0)
@@ -110,14 +115,14 @@ def test_a_codebook_a_channel_is_the_channel_alone():
 def test_large_leaves_are_averaged_exactly():
     """Prefix sums of 90 000 weights in float32 would be off by a hundred times the tolerance."""
     w = np.asarray(normal(300, 300)) + 10
-    found = shared(w, 5)
+    found = shared(w, 3, iterations=10_000)
     values, codes = np.asarray(found.stored[0].values), np.asarray(found.stored[0].codes)
     for code in np.unique(codes):
         exact = w[codes == code].astype(np.float64).mean()
         np.testing.assert_allclose(values[code], exact, rtol=4 * U)
 
 
-@pytest.mark.parametrize("bits", [9, 12])
+@pytest.mark.parametrize("bits", [9, pytest.param(12, marks=pytest.mark.slow)])
 def test_wide_codebooks_are_looked_up_alike(bits):
     w = normal(6000, 1)
     found = shared(w, bits)
