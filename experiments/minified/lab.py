@@ -15,9 +15,10 @@ import numpy as np
 import jaxprune as jp
 from experiments import ledger, training
 from experiments.data import Split
+from experiments.methods import build_saliency
 from experiments.minified.task import TASKS, Problem, Widths
 from experiments.training import Budget
-from jaxprune.types import Apply, Batch, Mask, Params
+from jaxprune.types import Apply, Batch, Mask, Params, Saliency
 
 Piece = dict[str, Any]
 
@@ -82,6 +83,7 @@ class Lab:
         self.dense_steps = max(round(config.dense_epochs * per_epoch), 1)
         self.tune_steps = max(round(config.tune_epochs * per_epoch), config.rounds)
         self._dense: Params | None = None
+        self._saliencies: dict[tuple[str, int], Saliency] = {}
 
     def budget(self, steps: int, rate: float, warmup: bool = False) -> Budget:
         """A budget of the configuration's batches; warm-up takes a tenth of the steps."""
@@ -203,6 +205,14 @@ class Lab:
             metrics = self.measure(train(rate))["validation"]
             found[rate] = float(np.mean(next(iter(metrics.values()))))
         return found
+
+    def saliency(self, method: str, seed: int = 0) -> Saliency:
+        """The saliency of a method's name: one object each, so that it compiles once."""
+        if (method, seed) not in self._saliencies:
+            problem = self.problem
+            made = build_saliency(method, self.apply, seed, problem.loss, problem.root)
+            self._saliencies[method, seed] = made
+        return self._saliencies[method, seed]
 
     def run_dense(self) -> None:
         """The dense networks as they are, and fine-tuned."""

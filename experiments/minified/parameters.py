@@ -9,7 +9,6 @@ import jax
 
 import jaxprune as jp
 from experiments import training
-from experiments.methods import build_saliency
 from experiments.minified import quantized
 from experiments.minified.lab import Lab, Piece
 from jaxprune.types import Mask, Params, Pruned, Scores
@@ -49,14 +48,12 @@ def run(lab: Lab, advance: Callable[..., None]) -> None:
 
 def scored(lab: Lab, method: str, networks: list[Params]) -> list[Scores]:
     """The scores of every seed's network on the first training examples."""
-    found = []
-    saliency = None
-    for seed, network in enumerate(networks):
-        if saliency is None or method == "random":
-            problem = lab.problem
-            saliency = build_saliency(method, lab.apply, seed, problem.loss, problem.root)
-        found.append(saliency(network, lab.batch))
-    return jax.block_until_ready(found)
+    return jax.block_until_ready(
+        [
+            lab.saliency(method, seed if method == "random" else 0)(network, lab.batch)
+            for seed, network in enumerate(networks)
+        ]
+    )
 
 
 def by(scores: Scores) -> jp.Pruner:

@@ -13,7 +13,6 @@ import numpy as np
 
 import jaxprune as jp
 from experiments import training
-from experiments.methods import build_saliency
 from experiments.minified import quantized
 from experiments.minified.lab import Lab, Piece
 from experiments.minified.task import Widths
@@ -119,8 +118,7 @@ def build(lab: Lab, method: str, seed: int) -> Saliency:
         return saliency.dropout_damage(coupling, loss, key, masks=lab.config.drops, rate=0.1)
     if method == "ablation":
         return saliency.unit_ablation(coupling, loss)
-    single = build_saliency(method, lab.apply, seed, loss, lab.problem.root)
-    return saliency.on_units(coupling, single)
+    return saliency.on_units(coupling, lab.saliency(method))
 
 
 def cell(lab: Lab, method: str, size: float, scores: list[dict[str, jax.Array]] | None) -> Piece:

@@ -136,7 +136,7 @@ def test_least_squares_comes_near_the_best_ratio_of_a_fine_search(bits, symmetri
     best = min(error(ratio) for ratio in np.linspace(1 / 500, 1, 500))
     found = squared_error(w, bits, symmetric, calibration="mse").sum()
     assert found <= best * 1.02  # the search is 2 % fine, and the error flat at its bottom
-    assert found < squared_error(w, bits, symmetric).sum() * 0.9
+    assert found < squared_error(w, bits, symmetric).sum() * 0.95
 
 
 @given(
