@@ -24,6 +24,7 @@ Way = Literal["dual", "primal", "matrix_free"]
 WAYS = ("dual", "primal", "matrix_free")
 MOST_PRIMAL = 4096  # kept entries solved as a matrix of their own
 USUAL_STEPS = 200  # of conjugate gradients
+READ = 8  # what an entry of G costs in a product with a vector, which waits for memory
 MOST_STEPS = 2000
 _PAD = 256  # primal systems come in multiples of it, so that few sizes are compiled
 
@@ -89,7 +90,7 @@ def way_for(quadratic: Quadratic, kept: int) -> Way:
     if kept <= min(n, MOST_PRIMAL):
         return "primal"
     by_dual = n * n * min(kept, d - kept) + n**3
-    if float(quadratic.damping) > 0 and by_dual <= 2 * n * d * USUAL_STEPS:
+    if float(quadratic.damping) > 0 and by_dual <= 2 * READ * n * d * USUAL_STEPS:
         return "dual"
     return "matrix_free"
 
