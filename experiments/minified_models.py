@@ -51,7 +51,7 @@ _CPU = Config(
     extra=("magnitude", "obd_sd_damage", "l2"), drops=512,
 )  # fmt: skip
 _LENET = replace(
-    _CPU, dense_epochs=5, tune_epochs=2, batch=256, rates=(1e-2, 3e-3, 1e-3),
+    _CPU, dense_epochs=5, tune_epochs=2, batch=256, rates=(3e-2, 1e-2, 3e-3),
 )  # fmt: skip
 _FULL = replace(_LENET, preset="full", seeds=10, dense_epochs=40, tune_epochs=10, batch=128,
                 rates=(3e-3, 1e-3, 3e-4), score_examples=10_000, drops=4096, rounds=8)  # fmt: skip
@@ -69,7 +69,7 @@ PRESETS: dict[str, dict[str, Config]] = {
         "mnist": _LENET,
         "fashion_mnist": _LENET,
         "cifar10": _LENET,
-        "mails": replace(_CPU, dense_epochs=6, tune_epochs=3, rates=(1e-2, 3e-3, 1e-3),
+        "mails": replace(_CPU, dense_epochs=6, tune_epochs=3, rates=(3e-2, 1e-2, 3e-3),
                          score_examples=500, drops=256),
         "lenet5": replace(_LENET, seeds=3, dense_epochs=3, tune_epochs=1, examples=10_000,
                           iterative=("magnitude", "obd", "obd_sd_damage")),
