@@ -51,10 +51,11 @@ _CPU = Config(
     extra=("magnitude", "obd_sd_damage", "l2"), drops=512,
 )  # fmt: skip
 _LENET = replace(
-    _CPU, dense_epochs=5, tune_epochs=2, batch=256, rates=(3e-2, 1e-2, 3e-3),
+    _CPU, dense_epochs=6, tune_epochs=2, batch=256, rates=(3e-2, 1e-2, 3e-3), examples=20_000,
 )  # fmt: skip
 _FULL = replace(_LENET, preset="full", seeds=10, dense_epochs=40, tune_epochs=10, batch=128,
-                rates=(3e-3, 1e-3, 3e-4), score_examples=10_000, drops=4096, rounds=8)  # fmt: skip
+                rates=(1e-2, 3e-3, 1e-3), score_examples=10_000, drops=4096, rounds=8,
+                examples=None)  # fmt: skip
 _SMOKE = replace(
     _CPU, preset="smoke", seeds=2, sizes=(0.1,),
     methods=("magnitude", "obd_sd_damage", "joint"), iterative=("magnitude",),

@@ -100,13 +100,20 @@ def caption(config: Config, pieces: Pieces, machine: dict[str, Any]) -> str:
     return (
         f"{TASKS[config.task].title}, {config.seeds} seeds (0 to {config.seeds - 1}); mean ± "
         f"sample standard deviation. Dense: {dense}; fine-tuned as the others are: {tuned} %; "
-        f"{pieces['dense']['bytes'][0]:,} bytes in float32.\n\n"
+        f"{pieces['dense']['bytes'][0]:,} bytes in float32. Trained on {_examples(config)}."
+        "\n\n"
         f"`python experiments/minified_models.py --task {config.task} --preset {config.preset}`; "
         f"{machine['device']} ({machine['platform']}, {machine['cores']} cores), jax "
         f"{machine['jax']}. Learning rates, chosen on the validation part: dense "
         f"{pieces['dense rate']['rate']:g}, fine-tuning {rates['tune']:g}, from scratch "
         f"{rates['scratch']:g}."
     )
+
+
+def _examples(config: Config) -> str:
+    if config.examples is None:
+        return "the whole training part"
+    return f"{config.examples:,} examples of the training part"
 
 
 def budgets(lab: Lab) -> str:
