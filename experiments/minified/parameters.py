@@ -71,7 +71,9 @@ def joint(lab: Lab) -> jp.Pruner:
     )  # fmt: skip
     effort = jp.surgeon.Effort(rounds=2, pursuits=0, probes=16, blocks=2)
     select = jp.select.lowest()
-    return jp.surgeon.joint_surgeon(model, select, effort=effort, scales=(0.0, 0.5, 1.0))
+    return jp.surgeon.joint_surgeon(
+        model, select, effort=effort, dampings=(1e-1, 1e-3), scales=(0.0, 0.5, 1.0)
+    )
 
 
 def stacked(pruned: list[Pruned]) -> Stack:
