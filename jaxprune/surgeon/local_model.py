@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxprune import objective, trees
 from jaxprune.curvature import FactoredFisher, factored_fisher
+from jaxprune.curvature.examples import mean_over_examples
 from jaxprune.surgeon.quadratic import Quadratic
 from jaxprune.types import Apply, Batch, Loss, Mask, Params, Predicate, PyTree, Selection
 
@@ -81,7 +82,7 @@ class LocalModel:
                 "for": made_for,
                 "fisher": factored_fisher(self.apply, self.loss),
                 "loss": jax.jit(mean),
-                "slopes": jax.jit(lambda p, b: objective.gradient(mean, p, b)),
+                "slopes": _mean_gradient(self.apply, mean),
             }
             object.__setattr__(self, "_compiled", functions)
 
@@ -94,6 +95,16 @@ class LocalModel:
     def loss_of(self, params: Params, batch: Batch) -> float:
         """The true mean loss."""
         return float(self.functions["loss"](params, batch))
+
+
+def _mean_gradient(apply: Apply, mean: objective.MeanLoss) -> Callable[[Params, Batch], PyTree]:
+    """The gradient of the mean loss, as many examples at once as a CPU's last cache holds."""
+
+    def sums(params: Params, batch: Batch, independent: bool) -> PyTree:
+        n = objective.batch_size(batch)
+        return jax.tree.map(lambda g: n * g, objective.gradient(mean, params, batch))
+
+    return mean_over_examples(apply, sums, lambda outputs, targets: 1, None)
 
 
 class Site:
