@@ -86,6 +86,18 @@ def _cell(book: Ledger, method: str, sparsity: float, what: str, digits: int = 2
     return spread(values, digits)
 
 
+def _unfinished(book: Ledger) -> str:
+    """What to say of methods that have not run with every seed yet."""
+    config = book.config
+    wanted = (
+        name_of(method, sparsity, seed)
+        for method in config["methods"]
+        for sparsity in config["sparsities"]
+        for seed in range(1 if method == "MP" else config["seeds"])
+    )
+    return "" if all(name in book.pieces for name in wanted) else "; a cell without ± has run once"
+
+
 def _caption(book: Ledger, hardware: dict[str, Any]) -> str:
     config = book.config
     weights = "our own" if config["weights"] == "trained" else f"outside ({config['weights']})"
@@ -96,7 +108,7 @@ def _caption(book: Ledger, hardware: dict[str, Any]) -> str:
         command += " --weights FILE.npz"
     return (
         f"`{command}`; weights {weights}; mean ± sample standard deviation over {config['seeds']} "
-        f"seeds (the draw of examples; MP has none); {config['settings']['examples']} examples in "
+        f"seeds (the draw of examples; MP has none{_unfinished(book)}); {config['settings']['examples']} examples in "
         f"each Fisher, drawn from {config['batch']:,} training examples. {hardware['device']} "
         f"({hardware['platform']}, {hardware['cores']} cores), jax {hardware['jax']}."
     )
