@@ -108,7 +108,8 @@ def _caption(book: Ledger, hardware: dict[str, Any]) -> str:
         command += " --weights FILE.npz"
     return (
         f"`{command}`; weights {weights}; mean ± sample standard deviation over {config['seeds']} "
-        f"seeds (the draw of examples; MP has none{_unfinished(book)}); {config['settings']['examples']} examples in "
-        f"each Fisher, drawn from {config['batch']:,} training examples. {hardware['device']} "
+        f"seeds (the draw of examples; MP has none{_unfinished(book)}); "
+        f"{config['settings']['examples']} examples in each Fisher, drawn from "
+        f"{config['batch']:,} training examples. {hardware['device']} "
         f"({hardware['platform']}, {hardware['cores']} cores), jax {hardware['jax']}."
     )
