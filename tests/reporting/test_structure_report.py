@@ -143,7 +143,6 @@ def test_the_group_that_costs_time_is_told_from_the_one_that_does_not(clock):
     assert found["in"][0] > 50 * found["up"][0] > 0
 
 
-
 def test_what_cannot_be_measured_is_an_error():
     apply = lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"]
     w, x = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}, jnp.ones((1, 3))
