@@ -92,10 +92,14 @@ def _held(verdicts: dict[str, str]) -> str:
     return "holds" if not open_ else "undecided against " + ", ".join(open_)
 
 
+Compared = list[tuple[float, tuple[str, str], tuple[str, str]]]
+"""Size, and what is said of a difference in the tuning steps, and in all steps."""
+
+
 def _tuned_against_scratch(config: Config, pieces: dict[str, Any]) -> str:
     """Fine-tuned mask against the same mask trained from scratch, all selections but random."""
     methods = [m for m in config.methods if m != "random"]
-    rows, verdicts = [], []
+    compared: Compared = []
     for size in config.sizes:
         found = [pieces.get(parameters.name_of(m, size), {}) for m in methods]
         at = {
@@ -104,25 +108,18 @@ def _tuned_against_scratch(config: Config, pieces: dict[str, Any]) -> str:
         }
         short = said(at["fine_tuned"], at["scratch_short"])
         long = said(at["fine_tuned"], at["scratch_long"])
-        verdicts.append((short[1], long[1]))
-        rows.append([f"{100 * size:g} %", *short, *long])
-    head = ["left", "in the tuning steps", "tuned is", "in all steps", "tuned is"]
-    return "\n".join(
-        [
-            '**Finding 2.** "Fine-tuning slightly beats retraining the same mask from scratch" '
-            "(single weights, mean over all selections but random; fine-tuned minus scratch):",
-            "",
-            markdown(head, rows),
-            "",
-            _counted(verdicts, "higher"),
-        ]
+        compared.append((size, short, long))
+    title = (
+        '**Finding 2.** "Fine-tuning slightly beats retraining the same mask from scratch" '
+        "(single weights, mean over all selections but random; fine-tuned minus scratch):"
     )
+    return _told(title, "tuned", compared)
 
 
 def _units_against_scratch(config: Config, pieces: dict[str, Any]) -> str:
     """The shrunk network fine-tuned against the same architecture from scratch."""
     methods = [m for m in config.unit_methods if m not in ("random", "merge_pairs")]
-    rows, verdicts = [], []
+    compared: Compared = []
     for size in config.sizes:
         scratch = pieces.get(units.name_of("scratch", size), {})
         if not scratch.get("arms"):
@@ -131,19 +128,20 @@ def _units_against_scratch(config: Config, pieces: dict[str, Any]) -> str:
         tuned = mean_over(quality(piece, "fine_tuned") for piece in found)
         short = said(quality(scratch, "scratch_short"), tuned)
         long = said(quality(scratch, "scratch_long"), tuned)
-        verdicts.append((short[1], long[1]))
-        rows.append([f"{100 * size:g} %", *short, *long])
-    head = ["left", "in the tuning steps", "scratch is", "in all steps", "scratch is"]
-    return "\n".join(
-        [
-            '**Finding 3.** "Retraining from scratch does much better" (units, mean over all '
-            "selections but random; scratch minus fine-tuned):",
-            "",
-            markdown(head, rows),
-            "",
-            _counted(verdicts, "higher"),
-        ]
+        compared.append((size, short, long))
+    title = (
+        '**Finding 3.** "Retraining from scratch does much better" (units, mean over all '
+        "selections but random; scratch minus fine-tuned):"
     )
+    return _told(title, "scratch", compared)
+
+
+def _told(title: str, better: str, compared: Compared) -> str:
+    """A finding: its table, and at how many sizes the one that should be better is."""
+    head = ["left", "in the tuning steps", f"{better} is", "in all steps", f"{better} is"]
+    rows = [[f"{100 * size:g} %", *short, *long] for size, short, long in compared]
+    verdicts = [(short[1], long[1]) for _, short, long in compared]
+    return "\n".join([title, "", markdown(head, rows), "", _counted(verdicts, "higher")])
 
 
 def _counted(verdicts: list[tuple[str, str]], wanted: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -83,6 +84,7 @@ class Lab:
         self.dense_steps = max(round(config.dense_epochs * per_epoch), 1)
         self.tune_steps = max(round(config.tune_epochs * per_epoch), config.rounds)
         self._dense: Params | None = None
+        self._fresh: dict[tuple[int, Widths], Params] = {}
         self._saliencies: dict[tuple[str, int], Saliency] = {}
 
     def budget(self, steps: int, rate: float, warmup: bool = False) -> Budget:
@@ -117,8 +119,11 @@ class Lab:
 
     def fresh(self, offset: int, widths: Widths | None = None) -> Params:
         """Stacked newly initialised networks, others for another offset."""
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, offset))(self.keys)
-        return training.init_runs(self.problem.init_at(widths or self.widths), keys)
+        which = offset, widths or self.widths
+        if which not in self._fresh:
+            keys = jax.vmap(lambda key: jax.random.fold_in(key, offset))(self.keys)
+            self._fresh[which] = training.init_runs(self.problem.init_at(which[1]), keys)
+        return self._fresh[which]
 
     def fit(
         self,
@@ -150,15 +155,18 @@ class Lab:
         """The dense networks, stacked: trained once, then read from their checkpoint."""
         if self._dense is None:
             start = self.fresh(0)
-            folder = self.work / "dense"
+            folder, rate = self.work / "dense", self.work / "dense_rate.json"
             if jp.checkpoint.latest_step(folder) is None:
                 train = lambda rate: self.fit(start, self.budget(self.dense_steps, rate), salt=0)
                 trained = {rate: train(rate) for rate in self.config.rates}
                 tried = self._tried(trained.__getitem__)
                 best = max(tried, key=lambda rate: tried[rate])
-                self.book.record("dense rate", {"rate": best, "validation": _said(tried)})
+                chosen = {"rate": best, "validation": _said(tried)}
+                ledger.write_atomically(rate, json.dumps(chosen))
                 jp.checkpoint.save(folder, trained[best], step=self.dense_steps)
             self._dense = jp.checkpoint.restore(folder, start)
+            if "dense rate" not in self.book.pieces:  # results elsewhere, the same networks
+                self.book.record("dense rate", json.loads(rate.read_text()))
         return self._dense
 
     @cached_property
@@ -220,15 +228,20 @@ class Lab:
             return
         params = self.dense()
         tuned = self.fit(params, self.tune, salt=1)
-        forward = self.flops(self.widths)
-        arms = {
-            "one_shot": self.measure(params),
-            "fine_tuned": self.measure(tuned) | {"steps": self.tune_steps},
+        arms = {"one_shot": self.measure(params), "fine_tuned": self.measure(tuned)}
+        self.book.record("dense", {"arms": arms, **self.weighed(self.widths)})
+
+    def weighed(self, widths: Widths) -> Piece:
+        """Bytes, FLOPs and parameters of dense networks; their milliseconds are recorded apart."""
+        self.time(widths)
+        params = jax.eval_shape(self.problem.init_at(widths), self.keys[0])
+        count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        return {
+            "bytes": [4 * count] * self.config.seeds,
+            "flops": self.flops(widths),
+            "parameters": count,
+            "widths": list(widths),
         }
-        latency = self.latency(self.widths)
-        count = jp.trees.count(self.networks[0])
-        common = {"bytes": [4 * count] * self.config.seeds, "flops": forward, "parameters": count}
-        self.book.record("dense", {"arms": arms, **common, "latency": latency})
 
     def flops(self, widths: Widths) -> int:
         """FLOPs of one example's forward pass."""
@@ -240,20 +253,33 @@ class Lab:
         """FLOPs of a budget, a backward pass taken as two forward passes."""
         return 3 * self.flops(widths or self.widths) * budget.steps * budget.batch
 
-    def latency(self, widths: Widths) -> dict[str, float]:
-        """Median milliseconds of a forward pass, by batch size."""
-        name = f"latency {'-'.join(map(str, widths))}"
-        if name not in self.book.pieces:
-            params = self.problem.init_at(widths)(self.keys[0])
-            apply, found = self.problem.apply_at(widths), {}
-            for batch in (1, 256):
-                inputs = jnp.resize(
-                    self.problem.test.inputs, (batch, *self.problem.test.inputs.shape[1:])
-                )
-                taken = jp.reporting.latency(apply, params, inputs, repeats=30)
-                found[str(batch)] = taken.median_ms
-            self.book.record(name, found)
-        return dict(self.book.pieces[name])
+    def time(self, widths: Widths) -> None:
+        """Record the median milliseconds of a forward pass, by batch size."""
+        name = latency_of(widths)
+        if name in self.book.pieces:
+            return
+        params = self.problem.init_at(widths)(self.keys[0])
+        apply, found = self.problem.apply_at(widths), {}
+        shape = self.problem.test.inputs.shape[1:]
+        for batch in (1, 256):
+            inputs = jnp.resize(self.problem.test.inputs, (batch, *shape))
+            found[str(batch)] = jp.reporting.latency(apply, params, inputs, repeats=30).median_ms
+        self.book.record(name, found)
+
+
+def as_text(widths: Sequence[int]) -> str:
+    """Widths as users write them.
+
+    Example:
+      >>> as_text((300, 100))
+      '300-100'
+    """
+    return "-".join(map(str, widths))
+
+
+def latency_of(widths: Sequence[int]) -> str:
+    """The name of the piece that holds the milliseconds of networks of these widths."""
+    return f"latency {as_text(widths)}"
 
 
 def _said(tried: dict[float, float]) -> dict[str, float]:

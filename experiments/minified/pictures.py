@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.minified.candidates import FAMILIES, Candidate, collect
-from experiments.minified.lab import Config
+from experiments.minified.lab import Config, latency_of
 from experiments.minified.task import TASKS
 from jaxprune.reporting import mean_and_spread
 
@@ -21,7 +21,7 @@ def draw(config: Config, pieces: Pieces, path: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    milliseconds = lambda c: pieces[f"latency {'-'.join(map(str, c.widths))}"]["256"]
+    milliseconds = lambda c: pieces[latency_of(c.widths)]["256"]
     costs: dict[str, Callable[[Candidate], float]] = {
         "bytes on disk": lambda c: float(c.largest),
         "FLOPs of one example (masks: theory)": lambda c: float(c.flops),

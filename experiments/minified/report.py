@@ -9,7 +9,7 @@ from typing import Any
 from experiments.ledger import hardware, write_atomically
 from experiments.minified import findings, parameters, pictures, quantized, units
 from experiments.minified.candidates import BASELINE, FAMILIES, Candidate, best_within, collect
-from experiments.minified.lab import Config, Lab
+from experiments.minified.lab import Config, Lab, as_text, latency_of
 from experiments.minified.task import TASKS
 from experiments.tables import markdown, percent, spread
 
@@ -133,14 +133,10 @@ def budgets(lab: Lab) -> str:
     widths = units.widths_at(lab, 0.1)
     if widths is not None:
         small = lab.training_flops(lab.long, widths) / 1e9
-        name = f"scratch, all steps, widths {_widths(widths)}"
+        name = f"scratch, all steps, widths {as_text(widths)}"
         rows.append([name, f"{lab.long.steps:,}", str(lab.long.batch), f"{lab.long.warmup}",
                      f"{small:,.1f}"])  # fmt: skip
     return markdown(["arm", "steps", "batch", "of them warm-up", "GFLOP"], rows)
-
-
-def _widths(widths: tuple[int, ...]) -> str:
-    return "-".join(map(str, widths))
 
 
 def _best(config: Config, pieces: Pieces) -> list[tuple[float, dict[str, Candidate | None]]]:
@@ -184,7 +180,7 @@ def picks(config: Config, pieces: Pieces) -> str:
         for family, candidate in best.items():
             if candidate is None:
                 continue
-            taken = pieces[f"latency {_widths(candidate.widths)}"]
+            taken = pieces[latency_of(candidate.widths)]
             rows.append(
                 [
                     percent(share), family, candidate.label, f"{candidate.largest / 1024:.1f}",
@@ -222,7 +218,7 @@ def unit_table(config: Config, pieces: Pieces) -> str:
             piece = pieces.get(units.name_of(method, size))
             if piece is not None and piece["arms"]:
                 kib = f"{max(piece['bytes']) / 1024:.1f}"
-                widths = _widths(tuple(piece["widths"]))
+                widths = as_text(piece["widths"])
                 rows.append([percent(size), widths, method, *_arms(piece, arms), kib])
     head = ["left", "widths", "selection", "one-shot", "merged", "fine-tuned",
             "merged and tuned", "scratch, tuning steps", "scratch, all steps", "KiB"]  # fmt: skip

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
-import numpy as np
 
 import jaxprune as jp
 from experiments import training
@@ -75,20 +74,7 @@ def from_scratch(lab: Lab, size: float) -> Piece:
         "scratch_long": lab.measure(long, apply),
     }
     extra = quantized.after(lab, long, jp.trees.full_mask(long), widths)
-    return {"arms": arms, "quantized": extra, **weighed(lab, widths)}
-
-
-def weighed(lab: Lab, widths: Widths) -> Piece:
-    """Bytes, FLOPs, parameters and milliseconds of a small dense network."""
-    params = jax.eval_shape(lab.problem.init_at(widths), lab.keys[0])
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return {
-        "bytes": [4 * count] * lab.config.seeds,
-        "flops": lab.flops(widths),
-        "parameters": count,
-        "widths": list(widths),
-        "latency": lab.latency(widths),
-    }
+    return {"arms": arms, "quantized": extra, **lab.weighed(widths)}
 
 
 def scored(lab: Lab, method: str) -> list[dict[str, jax.Array]]:
@@ -127,12 +113,12 @@ def cell(lab: Lab, method: str, size: float, scores: list[dict[str, jax.Array]] 
     if widths is None:
         return {"arms": {}}
     apply = lab.problem.apply_at(widths)
-    profile = dict(zip(lab.coupling.groups, widths, strict=True))
     arms = {}
     if scores is None:
+        profile = dict(zip(lab.coupling.groups, widths, strict=True))
         merged = [_pairs(lab, network, profile) for network in lab.networks]
     else:
-        kept = [best(profile, own) for own in scores]
+        kept = [best(lab, widths, own) for own in scores]
         pairs = list(zip(lab.networks, kept, strict=True))
         plain = training.stack([jp.structure.shrink_units(n, k, lab.coupling) for n, k in pairs])
         tuned = lab.fit(plain, lab.tune, 1, apply=apply)
@@ -145,16 +131,15 @@ def cell(lab: Lab, method: str, size: float, scores: list[dict[str, jax.Array]] 
     more = {}
     if method in lab.config.extra and scores is not None:
         more["quantized"] = quantized.after(lab, tuned, jp.trees.full_mask(tuned), widths)
-    return {"arms": arms, **more, **weighed(lab, widths)}
+    return {"arms": arms, **more, **lab.weighed(widths)}
 
 
-def best(profile: dict[str, int], scores: dict[str, jax.Array]) -> Kept:
-    """The units with the highest scores, so many of each group; of equals the later ones."""
-    kept = {}
-    for name, n in profile.items():
-        order = np.argsort(np.asarray(scores[name]), kind="stable")
-        kept[name] = np.isin(np.arange(order.size), order[order.size - n :])
-    return kept
+def best(lab: Lab, widths: Widths, scores: dict[str, jax.Array]) -> Kept:
+    """The units with the highest scores, as many of each group as the widths say."""
+    groups = lab.coupling.groups.items()
+    shares = {name: 1 - n / group.units for (name, group), n in zip(groups, widths, strict=True)}
+    select = jp.select.lowest_units(lab.coupling, scope=shares)
+    return lab.coupling.kept(select(lab.networks[0], scores, sparsity=0.0))
 
 
 def _merged(lab: Lab, network: Params, kept: Kept) -> Params:

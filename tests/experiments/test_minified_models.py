@@ -81,10 +81,17 @@ def test_a_second_run_computes_nothing(finished, monkeypatch):
     experiment.run(experiment.Arguments(preset="smoke"))
 
 
+def test_results_may_go_to_another_folder_than_the_dense_networks(finished, tmp_path):
+    book = experiment.ledger.Ledger(tmp_path / "book.json", CONFIG)
+    Lab(CONFIG, book, finished.parent, None).dense()
+    assert book.pieces["dense rate"]["rate"] in CONFIG.rates
+
+
 def test_arms_that_are_compared_have_equal_budgets(lab):
     assert lab.short.steps == lab.tune.steps
     assert lab.long.steps == lab.dense_steps + lab.tune.steps
-    assert lab.short.warmup > 0 or lab.short.steps < 10
+    assert lab.long.warmup == lab.long.steps // 10 > 0
+    assert lab.short.warmup == lab.short.steps // 10
     assert len({budget.batch for budget in (lab.tune, lab.short, lab.long)}) == 1
 
 
@@ -101,10 +108,10 @@ def test_reported_bytes_are_what_is_written(lab, pieces):
 
 def test_shrunk_networks_have_one_architecture_and_compute_what_the_masked_ones_do(lab):
     widths = units.widths_at(lab, CONFIG.sizes[0])
-    profile = dict(zip(lab.coupling.groups, widths, strict=True))
     inputs = lab.problem.test.inputs[:8]
     for network, scores in zip(lab.networks, units.scored(lab, "l2"), strict=True):
-        kept = units.best(profile, scores)
+        kept = units.best(lab, widths, scores)
+        assert tuple(int(np.sum(keep)) for keep in kept.values()) == widths
         small = jp.structure.shrink_units(network, kept, lab.coupling)
         masked = jp.apply_mask(network, lab.coupling.mask(kept, network))
         np.testing.assert_allclose(
@@ -123,7 +130,7 @@ def test_the_small_network_is_the_widest_within_its_size(lab):
     assert units.widths_at(lab, 1e-4) is None
 
 
-def test_iterated_masks_are_nested_in_nothing_lost_and_reach_the_size(lab):
+def test_iterated_masks_reach_the_size_and_what_they_pruned_stays_0(lab):
     path = parameters.iterated(lab, "magnitude", 0.1)
     for run in range(CONFIG.seeds):
         mask = jax.tree.map(lambda leaf, run=run: leaf[run], path.masks)
