@@ -29,7 +29,7 @@ class Config:
     """Everything the results depend on; its hash names them.
 
     Attributes:
-      sizes: shares of the parameters that are left.
+      sizes: shares that are left: of the weights, or of the bytes where whole units go.
       methods, iterative, unit_methods: which selections.
       rounds: of the iterative ones.
       dense_epochs, tune_epochs: budgets.
@@ -235,11 +235,10 @@ class Lab:
         """Bytes, FLOPs and parameters of dense networks; their milliseconds are recorded apart."""
         self.time(widths)
         params = jax.eval_shape(self.problem.init_at(widths), self.keys[0])
-        count = sum(leaf.size for leaf in jax.tree.leaves(params))
         return {
-            "bytes": [4 * count] * self.config.seeds,
+            "bytes": [dense_bytes(params)] * self.config.seeds,
             "flops": self.flops(widths),
-            "parameters": count,
+            "parameters": jp.trees.count(params),
             "widths": list(widths),
         }
 
@@ -265,6 +264,17 @@ class Lab:
             inputs = jnp.resize(self.problem.test.inputs, (batch, *shape))
             found[str(batch)] = jp.reporting.latency(apply, params, inputs, repeats=30).median_ms
         self.book.record(name, found)
+
+
+def bytes_of(params: Params, mask: Mask) -> int:
+    """Bytes of one network as `jp.quantize.pack` writes it, each leaf in its smallest form."""
+    return jp.quantize.stored_bytes(jp.quantize.unquantized()(params, mask)).total
+
+
+def dense_bytes(params: Params) -> int:
+    """Bytes of a network of these shapes in which no weight happens to be 0."""
+    full = jp.trees.full_mask(params)
+    return bytes_of(jax.tree.map(jnp.ones_like, params), full)
 
 
 def as_text(widths: Sequence[int]) -> str:

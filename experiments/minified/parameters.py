@@ -10,7 +10,7 @@ import jax
 import jaxprune as jp
 from experiments import training
 from experiments.minified import quantized
-from experiments.minified.lab import Lab, Piece
+from experiments.minified.lab import Lab, Piece, bytes_of
 from jaxprune.types import Mask, Params, Pruned, Scores
 
 
@@ -117,7 +117,7 @@ def weighed(lab: Lab, nets: Stack, first: Pruned) -> Piece:
 def sizes_of(nets: Stack) -> list[int]:
     """Bytes of every seed's network."""
     own = zip(training.unstack(nets.params), training.unstack(nets.masks), strict=True)
-    return [quantized.bytes_of(params, mask) for params, mask in own]
+    return [bytes_of(params, mask) for params, mask in own]
 
 
 def iterated(lab: Lab, method: str, size: float) -> Stack:

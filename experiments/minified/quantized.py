@@ -38,8 +38,6 @@ def schemes(config: Config) -> list[tuple[str, str]]:
 @cache
 def quantizer(scheme: str, bits: str) -> quantize.Quantizer:
     """The quantizer of a scheme's name."""
-    if scheme == "none":
-        return quantize.unquantized()
     if scheme == "half":
         return quantize.half_precision(bits)
     if scheme == "shared":
@@ -59,11 +57,6 @@ def combined(kind: str, bits: int) -> tuple[str, str]:
 @partial(jax.jit, static_argnames=("scheme", "bits"))
 def _quantized(scheme: str, bits: str, params: Params, mask: Mask) -> quantize.Quantized:
     return quantizer(scheme, bits)(params, mask)
-
-
-def bytes_of(params: Params, mask: Mask, scheme: str = "none", bits: str = "32") -> int:
-    """Bytes of one network as `jp.quantize.pack` writes them, each leaf in its smallest form."""
-    return quantize.stored_bytes(_quantized(scheme, bits, params, mask)).total
 
 
 def put_on(

@@ -13,7 +13,7 @@ import jax
 import jaxprune as jp
 from experiments import training
 from experiments.minified import quantized
-from experiments.minified.lab import Lab, Piece
+from experiments.minified.lab import Lab, Piece, dense_bytes
 from experiments.minified.task import Widths
 from jaxprune.coupling.groups import Kept
 from jaxprune.types import Params, Saliency
@@ -47,13 +47,15 @@ def run(lab: Lab, advance: Callable[..., None]) -> None:
 
 
 def widths_at(lab: Lab, size: float) -> Widths | None:
-    """The widest network of the dense one's shape with at most `size` of its parameters.
+    """The widest network of the dense one's shape in at most `size` of its bytes.
 
-    None if even one unit a layer has more.
+    None if even one unit a layer takes more.
     """
     coupling = lab.coupling
     whole = {name: group.units for name, group in coupling.groups.items()}
-    target = int(size * coupling.parameters({}))
+    taken = dense_bytes(lab.networks[0])
+    headers = taken - 4 * coupling.parameters({})
+    target = int(size * taken - headers) // 4
     least = coupling.parameters(jp.structure.kept_of(coupling, dict.fromkeys(whole, 1)))
     if target < least:
         return None
