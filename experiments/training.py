@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -85,11 +86,12 @@ def train_runs(
     Returns:
       Stacked trained parameters, exactly 0 where a mask is False.
     """
-    fixed = (apply, loss, min(budget.batch, split.targets.shape[0]))
+    batch = min(budget.batch, split.targets.shape[0])
+    runs = _Steps(masks, keys, split, budget, apply, loss, batch)
     if not _one_by_one(params):
-        return _train_runs(params, masks, keys, split, budget, *fixed)
-    runs = zip(unstack(params), unstack(masks), list(keys), strict=True)
-    return stack([_train_on_host(p, m, k, split, budget, *fixed) for p, m, k in runs])
+        return _train_runs(runs, params)
+    each = zip(unstack(params), unstack(masks), list(keys), strict=True)
+    return stack([_train_on_host(replace(runs, mask=m, key=k), p) for p, m, k in each])
 
 
 def _one_by_one(params: Params) -> bool:
@@ -104,16 +106,22 @@ def _one_by_one(params: Params) -> bool:
 Carry = tuple[Params, optax.OptState, jax.Array]
 
 
-class _Steps(NamedTuple):
-    """Training of one run, step by step."""
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["mask", "key", "split", "budget"],
+    meta_fields=["apply", "loss", "batch"],
+)
+@dataclass(frozen=True)
+class _Steps:
+    """Training of a run, step by step; a pytree, so that one program serves all budgets."""
 
-    apply: Apply
-    loss: Loss
-    batch: int
     mask: Mask
     key: jax.Array
     split: Split
     budget: Budget
+    apply: Apply
+    loss: Loss
+    batch: int
 
     def optimizer(self) -> optax.GradientTransformation:
         return optax.chain(optax.adam(self.budget.rate), jp.freeze_pruned(self.mask))
@@ -139,54 +147,24 @@ class _Steps(NamedTuple):
         return optax.apply_updates(params, updates), state, order
 
 
-# Steps and rates are arguments: one program serves all budgets.
-@partial(jax.jit, static_argnames=("apply", "loss", "batch"))
-def _train_runs(
-    params: Params,
-    masks: Mask,
-    keys: jax.Array,
-    split: Split,
-    budget: Budget,
-    apply: Apply,
-    loss: Loss,
-    batch: int,
-) -> Params:
+@jax.jit
+def _train_runs(runs: _Steps, params: Params) -> Params:
     def one(params: Params, mask: Mask, key: jax.Array) -> Params:
-        steps = _Steps(apply, loss, batch, mask, key, split, budget)
-        return jax.lax.fori_loop(0, budget.steps, steps.step, steps.start(params))[0]
+        run = replace(runs, mask=mask, key=key)
+        return jax.lax.fori_loop(0, run.budget.steps, run.step, run.start(params))[0]
 
-    return jax.vmap(one)(params, masks, keys)
-
-
-@partial(jax.jit, static_argnames=("apply", "loss", "batch"), donate_argnums=1)
-def _host_step(
-    i: jax.Array,
-    carry: Carry,
-    mask: Mask,
-    key: jax.Array,
-    split: Split,
-    budget: Budget,
-    apply: Apply,
-    loss: Loss,
-    batch: int,
-) -> Carry:
-    return _Steps(apply, loss, batch, mask, key, split, budget).step(i, carry)
+    return jax.vmap(one)(params, runs.mask, runs.key)
 
 
-def _train_on_host(
-    params: Params,
-    mask: Mask,
-    key: jax.Array,
-    split: Split,
-    budget: Budget,
-    apply: Apply,
-    loss: Loss,
-    batch: int,
-) -> Params:
-    copied = jax.tree.map(jnp.copy, params)  # the steps take over what they are given
-    carry = _Steps(apply, loss, batch, mask, key, split, budget).start(copied)
-    for i in range(budget.steps):
-        carry = _host_step(jnp.asarray(i), carry, mask, key, split, budget, apply, loss, batch)
+@partial(jax.jit, donate_argnums=2)
+def _host_step(run: _Steps, i: jax.Array, carry: Carry) -> Carry:
+    return run.step(i, carry)
+
+
+def _train_on_host(run: _Steps, params: Params) -> Params:
+    carry = run.start(jax.tree.map(jnp.copy, params))  # the steps take over what they are given
+    for i in range(run.budget.steps):
+        carry = _host_step(run, jnp.asarray(i), carry)
         if i % 16 == 15:
             jax.block_until_ready(carry[0])  # not thousands of steps ahead
     return carry[0]

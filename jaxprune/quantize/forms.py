@@ -74,11 +74,8 @@ def plan(form: str, shape: Shape, places: np.ndarray, width: int, width_with_zer
     n, k = math.prod(shape), len(places)
     if form == "dense":
         return Plan(form, 0, n, width if k == n else width_with_zero, 0)
-    if form == "bitmask":
-        return Plan(form, 0, k, width, packed_bytes(n, 1))
-    if form == "csr":
-        rows, column, pointer = _csr_types(shape, k)
-        return Plan(form, 0, k, width, k * column.itemsize + (rows + 1) * pointer.itemsize)
+    if form in ("bitmask", "csr"):
+        return Plan(form, 0, k, width, index_bytes(form, 0, k, shape))
     if form == "relative":
         skipped = _skipped(places)
         plans = []
@@ -122,7 +119,12 @@ def index_bytes(form: str, gap: int, written: int, shape: Shape) -> int:
     """Bytes of the index that `write_index` made, from what a header holds."""
     if form == "relative":
         return packed_bytes(written, gap)
-    return plan(form, shape, np.zeros(written, np.int8), 0, 0).overhead
+    if form == "bitmask":
+        return packed_bytes(math.prod(shape), 1)
+    if form == "csr":
+        rows, column, pointer = _csr_types(shape, written)
+        return written * column.itemsize + (rows + 1) * pointer.itemsize
+    return 0
 
 
 def read_index(form: str, gap: int, written: int, shape: Shape, data: bytes) -> np.ndarray:

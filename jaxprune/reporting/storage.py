@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numpy as np
-
-_INDEX_TYPES = (np.uint8, np.uint16, np.uint32, np.uint64)
+from jaxprune.quantize.forms import index_bytes
 
 
 class LeafBytes(NamedTuple):
@@ -60,7 +58,7 @@ def bitmask_bytes(shape: tuple[int, ...], kept: int, itemsize: int) -> int:
       >>> bitmask_bytes((3, 4), kept=5, itemsize=4)
       22
     """
-    return kept * itemsize + math.ceil(math.prod(shape) / 8)
+    return kept * itemsize + index_bytes("bitmask", 0, kept, shape)
 
 
 def csr_bytes(shape: tuple[int, ...], kept: int, itemsize: int) -> int:
@@ -74,11 +72,4 @@ def csr_bytes(shape: tuple[int, ...], kept: int, itemsize: int) -> int:
       >>> csr_bytes((3, 4), kept=5, itemsize=4)  # 5 * (4 + 1) + 4 * 1
       29
     """
-    rows, columns = math.prod(shape[:-1]), shape[-1] if shape else 1
-    index, pointer = _width(max(columns - 1, 0)), _width(kept)
-    return kept * (itemsize + index) + (rows + 1) * pointer
-
-
-def _width(largest: int) -> int:
-    """Bytes of the narrowest unsigned integer type that holds `largest`."""
-    return next(np.dtype(t).itemsize for t in _INDEX_TYPES if largest <= np.iinfo(t).max)
+    return kept * itemsize + index_bytes("csr", 0, kept, shape)
