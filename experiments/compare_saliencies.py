@@ -6,7 +6,7 @@ scratch with the steps of dense training and fine-tuning together; beside it wha
 weighs, computes and takes. The dense row is the same network, fine-tuned too.
 
     python experiments/compare_saliencies.py                              # digits, < 1 minute
-    python experiments/compare_saliencies.py --preset cpu --dataset mnist # LeNet-300-100, ~1 hour
+    python experiments/compare_saliencies.py --preset cpu --dataset mnist # LeNet-300-100
     python experiments/compare_saliencies.py --preset full --dataset mnist
 
 Nothing is chosen by looking at test data: budgets and rates are fixed below. The curvature of OBD

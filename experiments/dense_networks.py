@@ -1,7 +1,7 @@
 """Dense networks that pruning starts from: trained once, kept as checkpoints, read by others.
 
     python experiments/dense_networks.py                                      # MLPNet, a minute
-    python experiments/dense_networks.py --network resnet20 --dataset cifar10 # ~90 minutes, 1 core
+    python experiments/dense_networks.py --network resnet20 --dataset cifar10 # hours on one core
     python experiments/dense_networks.py --network resnet20 --dataset cifar10 --minutes 30
 
 SGD with Nesterov momentum; the rate rises linearly and falls to 0 along a cosine; weight decay on
@@ -74,7 +74,7 @@ class Arguments:
     dataset: str = "mnist"
     """digits (in the wheel, no download), mnist, fashion_mnist or cifar10."""
     preset: Preset = "cpu"
-    """How much: smoke in seconds, cpu in about 90 minutes at most, full for a GPU."""
+    """How much: smoke in seconds, cpu in minutes (ResNets in hours), full for a GPU."""
     minutes: float | None = None
     """Stop after so many; started again, the run goes on."""
     seed: int | None = None

@@ -150,9 +150,7 @@ def combinatorial_brain_surgeon(
                 damped = replace(quadratic, damping=jnp.asarray(damping, site.dtype))
                 z = solve(damped, kept).solution
                 more = {**own, "damping": float(damping)}
-                for one in scaled(Candidate(kept, z, more), w, scales):
-                    moved = float(value(quadratic, one.solution))
-                    candidates.append(one._replace(info={**one.info, "objective": moved}))
+                candidates += scaled(Candidate(kept, z, more), quadratic, scales)
             told("update", len(candidates), len(offered) * len(tried) * len(scales))
         best, losses = best_by_loss(model, site, candidates, judge)
         info = {

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxprune import trees
 from jaxprune.surgeon.local_model import LocalModel, Site
+from jaxprune.surgeon.quadratic import Quadratic, value
 from jaxprune.trees import check_sparsity
 from jaxprune.types import Batch, Mask, Params, Pruned, Selection
 
@@ -61,14 +62,28 @@ def begin(
     return Site(params, select, model.adjust, mask)
 
 
-def scaled(candidate: Candidate, weights: jax.Array, scales: Sequence[float]) -> list[Candidate]:
-    """The same mask, with the update times a scale: `w + scale (z - w)` where kept."""
+def scaled(
+    candidate: Candidate,
+    quadratic: Quadratic,
+    scales: Sequence[float],
+    start: jax.Array | None = None,
+) -> list[Candidate]:
+    """The same mask, with the update times a scale, and the objective of each.
+
+    Args:
+      candidate: the whole update, z.
+      quadratic: what `objective` is a value of.
+      scales: s of `w + s (z - w)` where kept.
+      start: w, [d]; the quadratic's own weights by default.
+    """
+    w = quadratic.weights if start is None else start
     found = []
     for scale in scales:
         moved = candidate.solution
         if scale != 1:
-            moved = jnp.where(candidate.mask, weights + scale * (moved - weights), 0)
-        found.append(Candidate(candidate.mask, moved, {**candidate.info, "scale": scale}))
+            moved = jnp.where(candidate.mask, w + scale * (moved - w), 0)
+        info = {**candidate.info, "scale": scale, "objective": float(value(quadratic, moved))}
+        found.append(Candidate(candidate.mask, moved, info))
     return found
 
 

@@ -112,7 +112,7 @@ def joint_surgeon(
             )
             said = {**found.info, "damping": float(damping)}
             one = Candidate(found.mask, found.solved.solution, said)
-            candidates += scaled(one, quadratic.weights, scales)
+            candidates += scaled(one, damped, scales)
         for number, start in enumerate(starts):
             told("start", number, len(starts))
             pruned = start(free.params, batch, sparsity=sparsity, mask=mask)
@@ -150,9 +150,8 @@ def _from_start(
     found = [Candidate(mask, own, {**said, "scale": 0.0, "objective": rise})]
     for damping in dampings:
         damped = replace(quadratic, damping=jnp.asarray(damping, site.dtype))
-        solved = solve(damped, mask)
-        here = {**said, "damping": float(damping), "objective": float(solved.objective)}
-        found += scaled(Candidate(mask, solved.solution, here), own, scales)
+        here = {**said, "damping": float(damping)}
+        found += scaled(Candidate(mask, solve(damped, mask).solution, here), damped, scales, own)
     return found
 
 

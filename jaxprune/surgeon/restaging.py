@@ -146,7 +146,7 @@ def _tried(
             # The weights that a mask alone leaves depend on no damping: they are judged once.
             known = any(bool(jnp.all(one.mask == old.candidate.mask)) for old in seen)
             steps = [scale for scale in scales if scale != 0]
-            offered = scaled(one, quadratic.weights, steps if known else [0.0, *steps])
+            offered = scaled(one, damped, steps if known else [0.0, *steps])
             seen += judged(model, site, offered, judge)
         if best_of(model, seen).candidate.info["scale"] > 0:
             break

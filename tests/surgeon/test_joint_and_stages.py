@@ -81,7 +81,8 @@ def test_the_objective_never_rises_and_ends_below_magnitude_with_the_update(trai
     assert info["objective"] < info["objective_rounds"] <= info["objective_magnitude"]
 
 
-def test_predicted_rise_is_the_measured_one_on_a_quadratic_loss():
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.0])
+def test_predicted_rise_is_the_measured_one_on_a_quadratic_loss(scale):
     x = jax.random.normal(jax.random.key(1), (30, 8))
     w = jax.random.normal(jax.random.key(2), (8, 1))
     loss = lambda y, t: 0.5 * (y - t) ** 2
@@ -89,7 +90,7 @@ def test_predicted_rise_is_the_measured_one_on_a_quadratic_loss():
     bend = jp.curvature.sketched_gauss_newton(linear, loss)  # the Hessian: one output
     local = LocalModel(linear, loss, bend, damping=1e-6, examples=None)
     batch = (x, linear(w, x))
-    pruned = joint_surgeon(local)(w, batch, sparsity=0.5)
+    pruned = joint_surgeon(local, scales=(scale,))(w, batch, sparsity=0.5)
     rise = local.loss_of(pruned.params, batch) - local.loss_of(w, batch)
     np.testing.assert_allclose(rise, pruned.info["objective"], rtol=1e-3)
 
