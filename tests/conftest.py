@@ -29,6 +29,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("jaxprune")
 
 
+def pytest_configure(config):
+    """What runs once and on a few numbers is not worth LLVM's time; `-m slow` has the defaults."""
+    if "XLA_FLAGS" not in os.environ and config.option.markexpr == "not slow":
+        os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+
+
 @pytest.fixture
 def x64():
     """64-bit types inside this test, and nowhere else."""

@@ -86,7 +86,7 @@ def test_a_loop_over_microbatches_is_the_whole_batch(measure, name, x64):
         same(found, whole(measure, name))
 
 
-@pytest.mark.parametrize("name", APPLIES)
+@pytest.mark.parametrize("name", ["mlp", pytest.param("conv", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("measure", MEASURES)
 def test_so_are_microbatches_inside_jit_few_or_many(measure, name, x64):
     """23 of one image are a scan in the MLP; three of seven and a rest are unrolled."""

@@ -90,7 +90,7 @@ def network(plan: Any, seed: int) -> Any:
 STRAIGHT = {"dense", "conv", "strided", "grouped", "flip", "scale", "max", "max overlapping", "avg"}
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(plan=layers, seed=st.integers(0, 99))
 def test_random_networks_are_measured_as_autodiff_does(plan, seed):
     with jax.enable_x64(True):

@@ -109,13 +109,13 @@ def check(case):
         np.testing.assert_array_equal(found, truth)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(cases(list(ROWS), TREES))
 def test_selections_of_random_trees_are_their_doubles(case):
     check(case)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(cases(["global", "layer", "erk"], [ODD]))
 def test_vectors_scalars_and_empty_leaves_take_part_if_asked_to(case):
     name, scores, sparsity = case
@@ -153,7 +153,7 @@ def check_partly_pruned(case):
     assert sum(int((~m).sum()) for m in found) == goes
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(partly_pruned())
 def test_inside_jit_whatever_came_before_no_weight_returns_and_the_count_is_exact(case):
     check_partly_pruned(case)

@@ -131,7 +131,7 @@ def check(graph, seed):
     return coupling
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(graphs(), st.integers(0, 100))
 def test_what_is_called_removable_is_removed_exactly(graph, seed):
     check(graph, seed)

@@ -55,7 +55,13 @@ def goes(select, sparsity, params):
     return round(sparsity * jp.trees.count(jp.trees.select_leaves(params, flags)))
 
 
-@pytest.mark.parametrize("name", SELECTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n in ("output", "one leaf") else n
+        for n in SELECTIONS
+    ],
+)
 @pytest.mark.parametrize("kind", ["joint", "stages"])
 def test_sparsity_is_exact_and_pruned_weights_are_0_in_every_scope(kind, name, trained, model):
     params, batch, _ = trained

@@ -94,6 +94,7 @@ def test_the_selection_decides_between_the_losses(scope, x64):
     assert_near(pruned.params, solved(h, w, keep), jnp.float64, 10**5)
 
 
+@pytest.mark.slow
 def test_few_steps_at_first_give_the_masks_of_complete_eliminations(monkeypatch, x64):
     x, w = problem(4, i=20, o=6)
     x *= 10.0 ** np.linspace(-1, 1, 20)
