@@ -63,7 +63,7 @@ def test_a_call_that_does_three_times_the_work_takes_three_times_as_long():
     program = (
         "from benchmarks import measuring\n"
         "done = [0.0]\n"
-        "measuring.clock = lambda: done[0]  # seconds of work, on a machine that does nothing else\n"
+        "measuring.clock = lambda: done[0]  # seconds of work alone\n"
         "def one(): done[0] += 0.25\n"
         "def three(): one(), one(), one()\n"
         "ratio = measuring.paired(one, three, pairs=21, least=0.5)\n"
