@@ -1,6 +1,5 @@
-"""The table of data sets, and `load`, the one way in."""
+"""The table of data sets with classes, and `load`, the way in (`text_catalogue.py`: of texts)."""
 
-import difflib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data import cifar10, digits, fashion_mnist, mails, mnist
+from experiments.data import cifar10, digits, fashion_mnist, mails, mnist, text_catalogue
 from experiments.data.dataset import Dataset, Parts, Split
+from experiments.data.lookup import look_up
 from experiments.data.splits import hold_out
 
 
@@ -73,7 +73,8 @@ def load(
         >>> digits.train.inputs.shape, digits.validation.targets.shape, digits.test.targets.shape
         ((1257, 8, 8, 1), (180,), (360,))
     """
-    row = _row(name)
+    texts = {"load_words": text_catalogue.word_names(), "load_pairs": text_catalogue.pair_names()}
+    row = look_up(_TABLE, name, texts)
     fraction = row.validation_fraction if validation_fraction is None else validation_fraction
     if not 0.0 < fraction < 1.0:
         raise ValueError(
@@ -91,15 +92,6 @@ def load(
         num_classes=parts.num_classes,
         source=parts.source,
     )
-
-
-def _row(name: str) -> Row:
-    if name in _TABLE:
-        return _TABLE[name]
-    nearest = difflib.get_close_matches(str(name).lower(), _TABLE, n=1, cutoff=0.4)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    known = ", ".join(repr(each) for each in _TABLE)
-    raise ValueError(f"Unknown data set {name!r}.{hint} Known: {known}.")
 
 
 def _take(split: Split, rows: np.ndarray) -> Split:

@@ -14,14 +14,15 @@ def canonical(split: Split) -> tuple[Split, str]:
     sort the arrays, and every seeded choice made from them, are the same from every storage.
 
     Args:
-        split: uint8 inputs [N, ...], integer targets [N].
+        split: uint8 inputs [N, ...] or lines of text as bytes [N], integer targets [N].
 
     Returns:
         The split in canonical order with int32 targets, and the sha256 (hexadecimal) over the
         example shape and the sorted sha256 of the examples: equal for equal contents, whatever
         the order.
     """
-    inputs = np.ascontiguousarray(split.inputs, dtype=np.uint8)
+    lines = split.inputs.dtype.kind == "S"
+    inputs = np.ascontiguousarray(split.inputs, dtype=None if lines else np.uint8)
     targets = split.targets.astype(np.int32)
     labels = targets.astype("<i4")  # a fixed byte order, or the fingerprint would depend on it
     keys = [

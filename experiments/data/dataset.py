@@ -14,8 +14,9 @@ class Split(NamedTuple):
     """Examples and their classes, in the same order.
 
     Attributes:
-        inputs: [N, ...]; float32 in [0, 1] in a `Dataset`, uint8 in [0, 255] while raw.
-        targets: [N]; int32 class numbers in [0, num_classes).
+        inputs: [N, ...]; float32 in [0, 1] in a `Dataset`, uint8 in [0, 255] while raw. Of a raw
+            set of text (`lines.py`), lines as bytes [N].
+        targets: [N]; int32 class numbers in [0, num_classes); of a raw set of text, places.
     """
 
     inputs: np.ndarray
@@ -23,7 +24,7 @@ class Split(NamedTuple):
 
 
 RawSplits = Mapping[str, Split]
-"""The splits a source publishes, by name ("train", "test"), with uint8 inputs."""
+"""The splits a source publishes, by name ("train", "test"), with raw inputs."""
 
 
 class Parts(NamedTuple):

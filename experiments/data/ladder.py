@@ -31,11 +31,18 @@ class Rung(NamedTuple, Generic[T]):
     read: Callable[[], T]
 
 
-def climb(name: str, rungs: Sequence[Rung[T]]) -> tuple[T, str]:
+def climb(
+    name: str, rungs: Sequence[Rung[T]], *, stand_in: str = "--dataset digits"
+) -> tuple[T, str]:
     """Return the first rung's data and its `source`, trying the rungs in order.
 
     A rung that fails otherwise than by `NotHere` (`Damaged`, a wrong checksum) is named in a
     warning before the next one is tried.
+
+    Args:
+        name: of the set, for messages.
+        rungs: the places, best first.
+        stand_in: what a reader may take instead, without any download.
 
     Raises:
         DataUnavailable: when every rung failed, listing all places and reasons; one that a rung
@@ -58,7 +65,7 @@ def climb(name: str, rungs: Sequence[Rung[T]]) -> tuple[T, str]:
         f"{name} could not be read from any of {len(reasons)} places:\n"
         + "\n".join(reasons)
         + "\nRetry where one of them can be reached, or pass `--data-dir` with a prepared "
-        "directory. `--dataset digits` needs no download."
+        f"directory. `{stand_in}` needs no download."
     )
 
 

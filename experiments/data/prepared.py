@@ -27,7 +27,8 @@ def read(path: Path, counts: Mapping[str, int], fingerprints: Mapping[str, str])
         fingerprints: `contents.canonical`'s fingerprint by split.
 
     Returns:
-        uint8 inputs [N, ...] and int32 targets [N] by split, in canonical order.
+        uint8 inputs [N, ...] (bytes [N] of lines) and int32 targets [N] by split, in canonical
+        order.
 
     Raises:
         NotHere: there is no such directory.
@@ -87,6 +88,8 @@ def make(
     counts: Mapping[str, int],
     fingerprints: Mapping[str, str],
     class_names: Sequence[str] = (),
+    *,
+    stand_in: str = "--dataset digits",
 ) -> RawSplits:
     """Prepare a set in a temporary directory inside `root`, verify it, and put it in place.
 
@@ -98,36 +101,36 @@ def make(
         Damaged: what was written does not read back as expected.
     """
     final = root / builders.relative_path(builder)
-    with _scratch(root, builder.name) as scratch:
+    with _scratch(root, builder.name, stand_in) as scratch:
         builders.write(builder, source, scratch, class_names)
         written = scratch / builders.relative_path(builder)
         splits = read(written, counts, fingerprints)
         try:
             _put_in_place(written, final, counts, fingerprints)
         except OSError as error:
-            raise _unwritable(builder.name, root, error) from error
+            raise _unwritable(builder.name, root, error, stand_in) from error
     return splits
 
 
 @contextmanager
-def _scratch(root: Path, name: str) -> Iterator[Path]:
+def _scratch(root: Path, name: str, stand_in: str) -> Iterator[Path]:
     # Inside the root: on the same file system, so that the final rename is atomic.
     try:
         root.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"incomplete.{name}.", dir=root))
     except OSError as error:
-        raise _unwritable(name, root, error) from error
+        raise _unwritable(name, root, error, stand_in) from error
     try:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _unwritable(name: str, root: Path, error: OSError) -> DataUnavailable:
+def _unwritable(name: str, root: Path, error: OSError, stand_in: str) -> DataUnavailable:
     return DataUnavailable(
         f"{name} is not usable in {root} and must be prepared there, but that cannot be "
         f"written ({describe(error)}). Pass another `--data-dir`, set TFDS_DATA_DIR, or use "
-        "`--dataset digits`, which needs no download."
+        f"`{stand_in}`, which needs no download."
     )
 
 

@@ -5,7 +5,8 @@
 3. "package": the same contents out of a package registry, for machines that reach nothing else.
 
 What rungs 2 and 3 find is verified, prepared with the same builder and put where rung 1 looks.
-Nothing here knows what the inputs are: `images.py` and `mails.py` make them fit for a network.
+Nothing here knows what the inputs are: `images.py`, `mails.py` and `text_catalogue.py` make them
+fit for a network.
 """
 
 import importlib.util
@@ -49,7 +50,7 @@ class StoredSet:
     Attributes:
         name: the set's name in tensorflow_datasets.
         builder: the builder class, "module:Class": the official one, or one of our own.
-        num_classes: number of classes.
+        num_classes: number of classes; 0 where the targets are none.
         counts: examples by split.
         fingerprints: `contents.canonical`'s fingerprint by split; every rung must match it.
         official: what the official builder downloads; None where there is no such builder.
@@ -57,11 +58,12 @@ class StoredSet:
         package_files: names or patterns of the files that are taken out of it.
         from_package: verifies and reads the package's files, given their contents by name.
         class_names: the names of the classes that the official builder publishes, if it does.
+        stand_in: what a reader may take instead, without any download.
     """
 
     name: str
     builder: str
-    num_classes: int
+    num_classes: int = 0
     counts: Mapping[str, int]
     fingerprints: Mapping[str, str]
     official: OfficialFiles | None = None
@@ -69,6 +71,7 @@ class StoredSet:
     package_files: tuple[str, ...]
     from_package: Callable[[Mapping[str, bytes]], RawSplits]
     class_names: tuple[str, ...] = ()
+    stand_in: str = "--dataset digits"
 
 
 def read_stored(stored: StoredSet, data_dir: Path | None) -> tuple[RawSplits, str]:
@@ -79,21 +82,27 @@ def read_stored(stored: StoredSet, data_dir: Path | None) -> tuple[RawSplits, st
         data_dir: root of the prepared directories; None for `default_root()`.
 
     Returns:
-        Inputs uint8 [N, ...] and targets int32 [N] by split, in the canonical order of
-        `contents.canonical`, and the word for the rung that gave them.
+        Inputs uint8 [N, ...] (bytes [N] of lines) and targets int32 [N] by split, in the canonical
+        order of `contents.canonical`, and the word for the rung that gave them.
 
     Raises:
         DataUnavailable: no rung could give it, packages that all rungs need are missing, or the
             root cannot be written when the set has to be prepared.
     """
-    _require(stored.name)
+    _require(stored)
     builder = builders.builder_class(stored.builder)
     root = _usable_root(data_dir or default_root(), builder)
     path = root / builders.relative_path(builder)
 
     def make(source: builders.Source) -> RawSplits:
         return prepared.make(
-            builder, source, root, stored.counts, stored.fingerprints, stored.class_names
+            builder,
+            source,
+            root,
+            stored.counts,
+            stored.fingerprints,
+            stored.class_names,
+            stand_in=stored.stand_in,
         )
 
     def from_prepared() -> RawSplits:
@@ -109,7 +118,7 @@ def read_stored(stored: StoredSet, data_dir: Path | None) -> tuple[RawSplits, st
     if stored.official is not None:
         rungs.append(_official_rung(builder, stored.official, make))
     rungs.append(Rung("package", str(stored.package), from_package))
-    return climb(stored.name, rungs)
+    return climb(stored.name, rungs, stand_in=stored.stand_in)
 
 
 def _official_rung(
@@ -142,10 +151,10 @@ def _usable_root(root: Path, builder: type) -> Path:
     return root if builders.FILE_FORMAT in formats else root / builders.FILE_FORMAT
 
 
-def _require(name: str) -> None:
+def _require(stored: StoredSet) -> None:
     missing = [pip for module, pip in _NEEDS.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise DataUnavailable(
-            f"{name} is read through packages that are not installed: {', '.join(missing)}. "
-            f"Run `pip install {' '.join(missing)}`; `--dataset digits` does not need them."
+            f"{stored.name} is read through packages that are not installed: {', '.join(missing)}. "
+            f"Run `pip install {' '.join(missing)}`; `{stored.stand_in}` does not need them."
         )

