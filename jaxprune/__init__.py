@@ -23,7 +23,7 @@ from jaxprune import (
 from jaxprune.coupling import Coupling, couple, shrunk_apply
 from jaxprune.nnx_modules import shrink_module
 from jaxprune.pooling import max_pool
-from jaxprune.prune import iterative, one_shot
+from jaxprune.prune import iterative, one_shot, rewind
 from jaxprune.reporting import report
 from jaxprune.structure import check_shrunk, shrink
 from jaxprune.transforms import (
@@ -31,6 +31,7 @@ from jaxprune.transforms import (
     freeze_random,
     mask_of,
     prune_gradually,
+    regrow,
     straight_through,
     with_mask,
 )
@@ -61,8 +62,10 @@ __all__ = [
     "one_shot",
     "prune_gradually",
     "quantize",
+    "regrow",
     "report",
     "reporting",
+    "rewind",
     "saliency",
     "schedule",
     "select",

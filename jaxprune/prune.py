@@ -203,8 +203,8 @@ def iterative(
     Round r of R prunes to `sparsity * schedule(r) / schedule(R)`: the schedule gives the shape of
     the path, the call its end, so any Optax-shaped schedule will do.
 
-    Lottery-ticket rewinding is a `fine_tune` that starts from the initial parameters:
-    `lambda params, mask: train(jp.apply_mask(initial, mask), mask)`.
+    Lottery-ticket rewinding is a `fine_tune` that starts from earlier parameters:
+    `lambda params, mask: train(jp.rewind(mask, early), mask)`.
 
     Args:
       pruner: the Pruner of every round.
@@ -252,6 +252,42 @@ def iterative(
         return Pruned(params, mask, {**done[-1], "rounds": done})
 
     return prune
+
+
+def rewind(pruned: Pruned | Mask, early: Params) -> Params:
+    """A lottery ticket: earlier parameters under a later mask, `w = mask * w_early`.
+
+    All leaves go back, biases and statistics too. What is kept has its early value, so train it
+    again with `jp.freeze_pruned(mask)` last in the chain. For tickets found in rounds rewind in
+    the `fine_tune` of `iterative`, as below; after the last round that returns trained weights.
+
+    Args:
+      pruned: what a Pruner returned, or a mask (`jp.mask_of(state)`, say).
+      early: parameters of the same structure and shapes, from initialisation (Frankle and Carbin)
+        or from a few hundred steps on (Frankle et al.).
+
+    Returns:
+      A tree like `early`, exactly 0 where the mask is False.
+
+    Raises:
+      ValueError: structures or shapes differ, the leaf is named. TypeError: a mask not bool.
+
+    References:
+      Frankle and Carbin 2019, The Lottery Ticket Hypothesis, section 1 (to initialisation).
+      Frankle et al. 2020, Linear Mode Connectivity and the Lottery Ticket Hypothesis (to step k).
+
+    Example:
+      >>> from jaxprune import saliency, schedule, select
+      >>> early = {"kernel": jnp.array([[1.0, 2.0, 3.0, 4.0]])}
+      >>> train = lambda params, mask: jax.tree.map(lambda w: w * (5 - w), params)  # stands in
+      >>> prune = one_shot(saliency.magnitude(), select.lowest())
+      >>> tickets = iterative(prune, schedule.exponential(0.75, 2), rounds=2,
+      ...     fine_tune=lambda params, mask: train(rewind(mask, early), mask))
+      >>> winner = tickets(train(early, None), sparsity=0.75)
+      >>> rewind(winner, early)["kernel"]
+      Array([[0., 0., 3., 0.]], dtype=float32)
+    """
+    return trees.apply_mask(early, pruned.mask if isinstance(pruned, Pruned) else pruned)
 
 
 def _zeroed_again(params: Params, mask: Mask) -> Params:

@@ -1,10 +1,11 @@
 """Schedules `step -> sparsity`, shaped as Optax's are: Python numbers in, Python numbers out,
 traced steps in, arrays out. Each rises from `initial` at `begin` to exactly `final` at
-`begin + steps`, and holds."""
+`begin + steps`, and holds. One falls: `cosine_decay`, the fraction that `regrow` moves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -91,6 +92,84 @@ def exponential(final: float, steps: int, *, begin: int = 0, initial: float = 0.
         return _rise(final, steps, begin, initial, lambda x: x)
     share = lambda x: (start - start * (end / start) ** x) / (start - end)
     return _rise(final, steps, begin, initial, share)
+
+
+def cosine_decay(initial: float, steps: int) -> Schedule:
+    """RigL's drop fraction: `f(t) = initial / 2 * (1 + cos(pi t / steps))`, and 0 after `steps`.
+
+    Args:
+      initial: the fraction at step 0, in [0, 1).
+      steps: when it reaches 0, > 0.
+
+    Returns:
+      `step -> fraction`.
+
+    Raises:
+      ValueError: a fraction outside [0, 1), or `steps` not positive.
+
+    References:
+      Evci et al. 2020, Rigging the Lottery, section 3 (f_decay).
+
+    Example:
+      >>> round(cosine_decay(0.3, 100)(50), 6)
+      0.15
+    """
+    if isinstance(initial, bool) or not 0 <= initial < 1:
+        raise ValueError(
+            f"`fraction` is the share of the kept weights that is dropped, in [0, 1); got "
+            f"{initial!r}. The papers take 0.3."
+        )
+    if not steps > 0:
+        raise ValueError(f"The fraction decays over a positive number of steps, got {steps}.")
+
+    def at(step: Any) -> Any:
+        if is_traced(step):
+            passed = jnp.clip(step / steps, 0.0, 1.0)
+            return initial / 2 * (1 + jnp.cos(jnp.pi * passed))
+        return initial / 2 * (1 + math.cos(math.pi * min(max(float(step) / steps, 0.0), 1.0)))
+
+    return at
+
+
+def in_turn(names: Sequence[str], final: float) -> dict[str, Callable[[Any], Any]]:
+    """Layers one after another: own sparsities for `jp.select.lowest(in_turn(...))`.
+
+    While the call's sparsity s rises from 0 to `final`, leaf i of L goes from 0 to `final` in the
+    i-th of L equal parts: `s_i = final * clip(L s / final - i, 0, 1)`. So with a `linear` schedule
+    each leaf has a turn of `steps / L` steps; mask updates at the ends of the turns alone
+    (`every=steps // L`) prune each leaf at once.
+
+    Args:
+      names: the leaves in the order of their turns. Give other leaves an exception of their own,
+        `in_turn(names, 0.9) | {"readout/kernel": 0.0}`; they follow the call's sparsity otherwise.
+      final: sparsity at the end of its turn, in [0, 1); the call's sparsity must end there.
+
+    Returns:
+      A dict of leaf names to functions of the call's sparsity.
+
+    Raises:
+      ValueError: no name or one twice, `final` outside [0, 1).
+
+    Example:
+      >>> turns = in_turn(["first", "second"], 0.8)
+      >>> [(turns["first"](s), turns["second"](s)) for s in (0.0, 0.2, 0.4, 0.8)]
+      [(0.0, 0.0), (0.4, 0.0), (0.8, 0.0), (0.8, 0.8)]
+    """
+    check_sparsity(final, "final sparsity")
+    names = list(names)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"Each leaf has one turn: name at least one, and none twice; got {names}.")
+
+    def own(turn: int) -> Callable[[Any], Any]:
+        def at(sparsity: Any) -> Any:
+            passed = sparsity * (len(names) / max(final, 1e-30)) - turn
+            if is_traced(sparsity):
+                return final * jnp.clip(jnp.round(passed, 6), 0.0, 1.0)
+            return final * min(max(round(float(passed), 6), 0.0), 1.0)
+
+        return at
+
+    return {name: own(turn) for turn, name in enumerate(names)}
 
 
 def _rise(

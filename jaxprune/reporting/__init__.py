@@ -1,6 +1,7 @@
 """The last stage: counts, bytes, FLOPs, milliseconds, tables, plots, sensitivity curves."""
 
 from jaxprune.jaxpr.flops import flops, flops_by_operation, flops_skipping_zeros
+from jaxprune.reporting.churn import MaskChange, append_changes, mask_changes
 from jaxprune.reporting.curves import Sensitivity, sensitivity
 from jaxprune.reporting.model_report import report
 from jaxprune.reporting.plots import accuracy_plot, layer_plot, sensitivity_plot
@@ -20,12 +21,14 @@ from jaxprune.reporting.timing import Latency, latencies, latency
 __all__ = [
     "Cost",
     "Latency",
+    "MaskChange",
     "Report",
     "Row",
     "Sensitivity",
     "StructureReport",
     "Totals",
     "accuracy_plot",
+    "append_changes",
     "as_text",
     "bitmask_bytes",
     "csr_bytes",
@@ -37,6 +40,7 @@ __all__ = [
     "latency",
     "layer_plot",
     "leaf_bytes",
+    "mask_changes",
     "mean_and_spread",
     "method_table",
     "milliseconds",

@@ -86,6 +86,11 @@ def maskings():
             jp.saliency.magnitude(), SELECTIONS["global"], jp.schedule.constant(0.5)
         ),
     }
+    for grow in ("gradient", "random"):
+        found[f"regrow/{grow}"] = jp.regrow(
+            optax.trace(0.5), every=2, stop=9, sparsity=0.5, scope="layer", grow=grow,
+            key=jax.random.key(2),
+        )  # fmt: skip
     for name, select in SELECTIONS.items():
         found[f"prune_gradually/{name}"] = jp.prune_gradually(
             jp.saliency.magnitude(), select, linear
@@ -96,11 +101,14 @@ def maskings():
 FEW = [
     "freeze_pruned/rows/auto",
     "prune_gradually/global/both/explicit",
+    "regrow/random/both/auto",
     "straight_through/columns/auto",
 ]
 ALL = [f"{name}/{layout}/auto" for name in maskings() for layout in LAYOUTS] + [
     "freeze_pruned/both/explicit",
     "prune_gradually/global/both/explicit",
+    "regrow/gradient/both/explicit",
+    "regrow/random/both/explicit",
 ]
 
 
