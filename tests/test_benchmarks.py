@@ -74,6 +74,14 @@ def test_a_call_that_does_three_times_the_work_takes_three_times_as_long():
 
 
 @pytest.mark.slow
+def test_the_gradual_benchmark_prints_its_table_and_saves_nothing_unasked():
+    saved = lambda: {p.name: p.read_text() for p in (ROOT / "benchmarks/results").glob("grad*.md")}
+    before = saved()
+    assert "MobileNetV1" in run("benchmarks/gradual.py", "--quick")
+    assert saved() == before
+
+
+@pytest.mark.slow
 def test_the_surgeon_benchmark_prints_its_tables_and_saves_nothing_unasked():
     saved = lambda: {p.name: p.read_text() for p in (ROOT / "benchmarks/results").glob("surg*.md")}
     before = saved()

@@ -1,0 +1,1 @@
+"""Large-sparse against small-dense: tasks, runs, tables."""

@@ -1,0 +1,91 @@
+"""MobileNetV1 on images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import data
+from experiments.gradual.task import Config, Network, Task
+from experiments.image_batches import mirror, normalise, shift
+from experiments.models import MobileNetV1, mobilenet
+from experiments.training import cross_entropy
+
+
+def task(config: Config, data_dir: Path | None = None) -> Task:
+    """MobileNetV1 with a CIFAR stem on a set of images; all pointwise kernels are pruned."""
+    found = data.load(config.dataset, data_dir=data_dir)
+    if config.dataset == "mails":
+        raise ValueError("mails are no images. Choose digits, mnist, fashion_mnist or cifar10.")
+    inputs, targets = (np.asarray(part[: config.examples]) for part in found.train)
+    parts = {"validation": found.validation, "test": found.test}
+    colour = config.dataset == "cifar10"  # a mirrored digit is another sign
+
+    def network(width: float) -> Network:
+        model = MobileNetV1(found.num_classes, width, mobilenet.CIFAR_STRIDES)
+
+        def init(key: jax.Array) -> tuple[Any, Any]:
+            variables = model.init(key, jnp.zeros((1, *inputs.shape[1:])))
+            return variables["params"], variables["batch_stats"]
+
+        def loss(params: Any, stats: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+            images, labels = batch
+            if colour:
+                images = shift(images, jax.random.fold_in(key, 0), 4)
+                images = mirror(images, jax.random.fold_in(key, 1))
+            images = normalise(images, config.dataset)
+            variables = {"params": params, "batch_stats": stats}
+            logits, new = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            return jnp.mean(cross_entropy(logits, labels)), new["batch_stats"]
+
+        @jax.jit
+        def guesses(params: Any, stats: Any, images: jax.Array) -> jax.Array:
+            variables = {"params": params, "batch_stats": stats}
+            logits: Any = model.apply(variables, normalise(images, config.dataset))
+            return jnp.argmax(logits, axis=-1)
+
+        def measure(params: Any, stats: Any, part: str) -> dict[str, float]:
+            images, labels = parts[part]
+            found = [
+                np.asarray(guesses(params, stats, images[at : at + 500]))
+                for at in range(0, len(labels), 500)
+            ]
+            return {"accuracy": 100 * float(np.mean(np.concatenate(found) == labels))}
+
+        return Network(init, loss, measure)
+
+    def batches(seed: int) -> Any:
+        orders = Orders(len(targets), config.batch, seed)
+        return lambda step: (inputs[orders.at(step)], targets[orders.at(step)])
+
+    title = f"MobileNetV1 on {config.dataset}"
+    return Task(title, "accuracy", False, mobilenet.prunable, network, batches)
+
+
+class Orders:
+    """Which examples a step takes: every epoch another order, known from seed and epoch alone.
+
+    Args:
+      examples: how many there are.
+      batch: how many a step takes.
+      seed: of the orders.
+    """
+
+    def __init__(self, examples: int, batch: int, seed: int):
+        if batch > examples:
+            raise ValueError(f"A batch of {batch} is larger than the {examples} examples.")
+        self.examples, self.batch, self.seed = examples, batch, seed
+        self.per_epoch = examples // batch
+        self._epoch, self._order = -1, np.arange(examples)
+
+    def at(self, step: int) -> np.ndarray:
+        """The places of a step's examples."""
+        epoch, place = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            random = np.random.default_rng((self.seed, epoch))
+            self._epoch, self._order = epoch, random.permutation(self.examples)
+        return self._order[place * self.batch : (place + 1) * self.batch]

@@ -1,0 +1,199 @@
+"""Tables in the paper's form, the claim at equal nonzeros and at equal bytes, and the plot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import ledger
+from experiments.gradual.running import FORMS
+from experiments.gradual.task import PUBLISHED, Config, Task
+from experiments.gradual.ways import DENSE, GRADUAL, Arm, arms
+from experiments.tables import markdown, percent, spread
+from jaxprune.reporting import mean_and_spread, paired_difference
+
+
+class Found(NamedTuple):
+    """One arm, all its finished seeds.
+
+    Attributes:
+      arm: with the first seed.
+      seeds: those that are finished.
+      pieces: what was measured, in their order.
+    """
+
+    arm: Arm
+    seeds: list[int]
+    pieces: list[dict[str, Any]]
+
+    def test(self, metric: str) -> list[float]:
+        """A metric on test examples, a value a seed."""
+        return [piece["test"][metric] for piece in self.pieces]
+
+    def nonzeros(self) -> int:
+        """Weights kept, all leaves; the largest of the seeds."""
+        return max(piece["nonzeros"] for piece in self.pieces)
+
+    def bytes(self, form: str) -> int:
+        """Bytes in a form; the largest of the seeds."""
+        return max(piece["bytes"][form] for piece in self.pieces)
+
+
+def collect(config: Config, pieces: dict[str, Any]) -> list[Found]:
+    """The arms of which a seed is finished."""
+    found: dict[str, Found] = {}
+    for arm in arms(config):
+        if arm.name in pieces:
+            group = found.setdefault(arm.kind, Found(arm._replace(seed=0), [], []))
+            group.seeds.append(arm.seed)
+            group.pieces.append(pieces[arm.name])
+    return list(found.values())
+
+
+def quality_table(found: list[Found], task: Task) -> str:
+    """Network, nonzeros, every metric, and bytes in every form."""
+    metrics = list(found[0].pieces[0]["test"])
+    rows = [
+        [
+            said(one.arm), f"{one.nonzeros():,}",
+            *(spread(one.test(metric)) for metric in metrics),
+            *(f"{one.bytes(form) / 1024:,.1f}" for form in FORMS),
+        ]
+        for one in found
+    ]  # fmt: skip
+    return markdown(["network", "nonzeros", *metrics, *(f"{f}, KiB" for f in FORMS)], rows)
+
+
+def said(arm: Arm) -> str:
+    """An arm as the tables name it."""
+    if arm.way == DENSE:
+        return f"dense, width {arm.width:g}"
+    way = "" if arm.way == GRADUAL else f", {arm.way}"
+    return f"width {arm.width:g}, {percent(arm.sparsity)} pruned{way}"
+
+
+def at_equal(
+    found: list[Found], task: Task, cost: Callable[[Found], float]
+) -> list[tuple[Found, list[float], list[float]]]:
+    """Sparse networks, and what dense ones of the same cost would have: both a value a seed.
+
+    The dense networks' quality is interpolated seed by seed, linear in the logarithm of the cost,
+    between the two that are next to it; sparse networks smaller than all of them are left out.
+    """
+    dense = sorted((one for one in found if one.arm.way == DENSE), key=cost)
+    answers = []
+    for one in found:
+        below = [d for d in dense if cost(d) <= cost(one)]
+        above = [d for d in dense if cost(d) > cost(one)]
+        if one.arm.way == DENSE or not below or not above:
+            continue
+        low, high = below[-1], above[0]
+        share = np.log(cost(one) / cost(low)) / np.log(cost(high) / cost(low))
+        seeds = [s for s in one.seeds if s in low.seeds and s in high.seeds]
+        value = lambda group, seed: group.test(task.quality)[group.seeds.index(seed)]
+        held = [(1 - share) * value(low, s) + share * value(high, s) for s in seeds]
+        answers.append((one, [value(one, s) for s in seeds], held))
+    return answers
+
+
+def claim_table(found: list[Found], task: Task, cost: Callable[[Found], float], what: str) -> str:
+    """Large-sparse minus small-dense at equal cost, paired over seeds."""
+    rows = []
+    for one, ours, dense in at_equal(found, task, cost):
+        rows.append([said(one.arm), spread(ours), spread(dense), *_verdict(ours, dense, task)])
+    head = ["network", task.quality, f"dense at equal {what}", "difference", "the sparse one is"]
+    return markdown(head, rows)
+
+
+def _verdict(ours: list[float], dense: list[float], task: Task) -> tuple[str, str]:
+    if len(ours) < 2:
+        return f"{ours[0] - dense[0]:+.2f}", "one seed"
+    mean, low, high = paired_difference(ours, dense)
+    less, more = ("better", "worse") if task.lower else ("worse", "better")
+    verdict = more if low > 0 else less if high < 0 else "undecided"
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", verdict
+
+
+def document(config: Config, task: Task, pieces: dict[str, Any]) -> str:
+    """Everything as Markdown."""
+    found = collect(config, pieces)
+    if not found:
+        return "Nothing is finished yet.\n"
+    hardware = ledger.hardware()
+    title, head, rows = PUBLISHED[config.task]
+    seeds = max(len(one.seeds) for one in found)
+    begin, end = round(config.begin * config.steps), round(config.end * config.steps)
+    parts = [
+        f"## {task.title} ({config.preset})",
+        f"{seeds} seeds (0 to {seeds - 1}): mean ± sample standard deviation on test examples. "
+        f"Every network is trained for {config.steps:,} steps of {config.batch} examples; sparse "
+        f"ones are pruned between steps {begin:,} and {end:,}, every {config.every}. Bytes are "
+        "those of float32 values written with an index of that form, whole networks.",
+        f"`python experiments/to_prune_or_not.py --task {config.task} --preset {config.preset}`; "
+        f"{hardware['device']} ({hardware['platform']}, {hardware['cores']} cores, "
+        f"{hardware['devices']} devices), jax {hardware['jax']}.",
+        quality_table(found, task),
+        "At equal nonzeros (dense networks interpolated between widths, in the logarithm), "
+        "differences paired over seeds with 95 % intervals:",
+        claim_table(found, task, lambda one: one.nonzeros(), "nonzeros"),
+        "At equal bytes, the index counted, every network in its smallest form:",
+        claim_table(found, task, lambda one: one.bytes("smallest"), "bytes"),
+        f"Published (Zhu and Gupta 2017), {title}:",
+        markdown(head, rows),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def show(config: Config, task: Task, book: ledger.Ledger, stem: Path) -> None:
+    """Write the tables and the plot beside the JSON, and print the tables."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    text = document(config, task, book.pieces)
+    console = Console()
+    console.print(Markdown(text))
+    page = stem.with_name(stem.name + ".md")
+    ledger.write_atomically(page, text)
+    found = collect(config, book.pieces)
+    if found:
+        draw(found, task, stem.with_name(stem.name + ".png"))
+    console.print(f"Results: {book.path}\nTables:  {page}", soft_wrap=True)
+
+
+def draw(found: list[Found], task: Task, path: Path) -> None:
+    """Quality against nonzeros and against bytes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    costs: dict[str, Callable[[Found], float]] = {
+        "nonzeros": lambda one: one.nonzeros(),
+        "bytes with the index": lambda one: one.bytes("smallest"),
+    }
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.5), sharey=True)
+    for panel, (name, cost) in zip(axes, costs.items(), strict=True):
+        for number, way in enumerate(dict.fromkeys(one.arm.way for one in found)):
+            own = sorted((one for one in found if one.arm.way == way), key=cost)
+            values = [mean_and_spread(one.test(task.quality)) for one in own]
+            label = {DENSE: "small-dense", GRADUAL: "large-sparse"}.get(way, way)
+            panel.errorbar(
+                [cost(one) for one in own], [v.mean for v in values],
+                yerr=[v.sd or 0.0 for v in values], label=label, marker="osv^Dx"[number],
+                color=f"C{number}", capsize=3, linewidth=1,
+            )  # fmt: skip
+        panel.set_xscale("log")
+        panel.set_xlabel(name)
+        panel.grid(alpha=0.3)
+    axes[0].set_ylabel(f"test {task.quality}, mean ± sd")
+    if task.lower:
+        axes[0].set_yscale("log")
+    axes[0].legend()
+    figure.suptitle(task.title)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

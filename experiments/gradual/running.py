@@ -1,0 +1,182 @@
+"""One arm and seed: trained from scratch with or without a mask that grows, and measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+import jaxprune as jp
+from experiments.gradual.masks import Watch
+from experiments.gradual.task import Config, Network, Task
+from experiments.gradual.ways import DENSE, Arm, with_zeros
+from jaxprune.types import Mask, Params
+
+SAVE_SECONDS = 60.0
+FORMS = (*jp.quantize.FORMS, "smallest")
+
+
+class State(NamedTuple):
+    """All that a run carries from step to step.
+
+    Attributes:
+      step: steps done.
+      params: parameters.
+      rest: what no gradient moves, see `Network`.
+      opt_state: moments, the schedule's count and the mask.
+      loss: mean over about the last hundred steps.
+    """
+
+    step: jax.Array
+    params: Params
+    rest: Any
+    opt_state: Any
+    loss: jax.Array
+
+
+class Program:
+    """The steps of an arm, compiled once for all its seeds.
+
+    Args:
+      config: the comparison.
+      task: its data and networks.
+      arm: what is trained; its seed plays no part.
+    """
+
+    def __init__(self, config: Config, task: Task, arm: Arm):
+        self.config, self.task, self.arm = config, task, arm
+        self.network: Network = task.network(arm.width)
+        self.update = jax.jit(self._update, donate_argnums=0)
+
+    def optimizer(self, arm: Arm) -> optax.GradientTransformation:
+        """Clipped Adam, its rate a warm-up and a cosine, and the arm's way to zeros."""
+        config = self.config
+        warm = max(config.steps // 20, 1)
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, config.learning_rate, warm, max(config.steps, warm + 1)
+        )
+        plain = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+        return with_zeros(plain, config, self.task.prunable, arm)
+
+    def _update(self, state: State, batch: Any, key: jax.Array) -> State:
+        key = jax.random.fold_in(key, state.step)
+        objective = lambda p: self.network.loss(p, state.rest, batch, key)
+        (loss, rest), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+        # Seeds differ in what `init` puts into the state, not in how it moves.
+        update = self.optimizer(self.arm).update
+        updates, opt_state = update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        share = jnp.maximum(1 / (state.step + 1), 0.01)
+        mean = state.loss + share * (loss - state.loss)
+        return State(state.step + 1, params, rest, opt_state, mean)
+
+
+class Run:
+    """One seed of an arm on all local devices.
+
+    Args:
+      program: the arm's steps.
+      seed: chooses first weights, batches and dropout.
+      work: the folder of checkpoints and diagnostics.
+    """
+
+    def __init__(self, program: Program, seed: int, work: Path):
+        self.program, self.config, self.task = program, program.config, program.task
+        self.network, self.arm = program.network, program.arm._replace(seed=seed)
+        self.folder = work / self.arm.name.replace(" ", "_")
+        self.key = jax.random.key(seed)
+        devices = jax.local_devices()
+        if self.config.batch % len(devices):
+            raise ValueError(
+                f"A batch of {self.config.batch} examples cannot be shared by {len(devices)} "
+                "devices. Choose a `batch` that is a multiple of their number."
+            )
+        mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+        self.split = NamedSharding(mesh, PartitionSpec("data"))
+        self.whole = NamedSharding(mesh, PartitionSpec())
+
+    def start(self) -> State:
+        """The state before the first step."""
+        params, rest = self.network.init(self.key)
+        rest = jax.tree.map(jnp.copy, rest)  # a step is given all of it, and no buffer twice
+        opt_state = self.program.optimizer(self.arm).init(params)
+        return State(jnp.int32(0), params, rest, opt_state, jnp.float32(0))
+
+    def train(self, told: Callable[[int], None]) -> State:
+        """Train to the end, from the newest checkpoint if there is one.
+
+        Args:
+          told: called with the number of steps done since it was last called.
+        """
+        state = jax.device_put(self._newest(), self.whole)
+        batches, key = self.task.batches(self.arm.seed), jax.random.fold_in(self.key, 1)
+        saved, step, shown = time.monotonic(), int(state.step), 0
+        watch = Watch(self.folder / "masks.jsonl", self._pruned_part(state), step)
+        while step < self.config.steps:
+            batch = jax.device_put(batches(step), self.split)
+            state = self.program.update(state, batch, key)
+            step += 1
+            if step % 16 == 0:
+                jax.block_until_ready(state.loss)  # not thousands of steps ahead
+            if step % self.config.every == 1 or step == self.config.steps:
+                watch.look(step - 1, self._pruned_part(state))
+                self._check(float(state.loss), step)
+                told(step - shown)
+                shown = step
+            if time.monotonic() - saved > SAVE_SECONDS or step == self.config.steps:
+                jp.checkpoint.save(self.folder / "checkpoints", state, step=step, keep=1)
+                saved = time.monotonic()
+        return state
+
+    def _pruned_part(self, state: State) -> dict[str, jax.Array]:
+        """The masks of the leaves that are pruned, by name."""
+        named = jp.trees.named_leaves(self.mask_of(state))
+        flags = jp.trees.prunable_flags(state.params, self.task.prunable)
+        return {name: leaf for (name, leaf), flag in zip(named, flags, strict=True) if flag}
+
+    def _newest(self) -> State:
+        folder = self.folder / "checkpoints"
+        if jp.checkpoint.latest_step(folder) is None:
+            return self.start()
+        return jp.checkpoint.restore(folder, jax.eval_shape(self.start))
+
+    def _check(self, loss: float, step: int) -> None:
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss of {self.arm.name} is {loss} after {step} steps. Lower the learning "
+                f"rate ({self.config.learning_rate:g})."
+            )
+
+    def mask_of(self, state: State) -> Mask:
+        """The mask of a state; of a dense network all True."""
+        if self.arm.way == DENSE:
+            return jp.trees.full_mask(state.params)
+        return jp.mask_of(state.opt_state)
+
+    def result(self, state: State) -> dict[str, Any]:
+        """Quality on both parts, counts and bytes of a trained network."""
+        mask = self.mask_of(state)
+        params = self._used(state, mask)
+        stored = jp.quantize.unquantized()(params, mask)
+        measured = {
+            part: self.network.measure(params, state.rest, part) for part in ("validation", "test")
+        }
+        pruned = self._pruned_part(state)
+        return {
+            **measured,
+            "loss": float(state.loss),
+            "parameters": jp.trees.count(params),
+            "nonzeros": jp.trees.keep(mask),
+            "sparsity": 1 - jp.trees.keep(pruned) / jp.trees.count(pruned),
+            "bytes": {f: jp.quantize.stored_bytes(stored, f).total for f in FORMS},
+        }
+
+    def _used(self, state: State, mask: Mask) -> Params:
+        return state.params if self.arm.way == DENSE else jp.apply_mask(state.params, mask)
