@@ -53,6 +53,8 @@ _CPU = Config(
 _LENET = replace(
     _CPU, dense_epochs=6, tune_epochs=2, batch=256, rates=(3e-2, 1e-2, 3e-3), examples=20_000,
 )  # fmt: skip
+# Two million weights or convolutions: what one core does in an hour or two.
+_FEWER = ("random", "magnitude", "fisher", "obd", "obd_sd_damage", "joint")
 _FULL = replace(_LENET, preset="full", seeds=10, dense_epochs=40, tune_epochs=10, batch=128,
                 rates=(1e-2, 3e-3, 1e-3), score_examples=10_000, drops=4096, rounds=8,
                 examples=None)  # fmt: skip
@@ -70,10 +72,10 @@ PRESETS: dict[str, dict[str, Config]] = {
         "mnist": _LENET,
         "fashion_mnist": _LENET,
         "cifar10": _LENET,
-        "mails": replace(_CPU, dense_epochs=6, tune_epochs=3, rates=(3e-2, 1e-2, 3e-3),
-                         score_examples=500, drops=256),
-        "lenet5": replace(_LENET, seeds=3, dense_epochs=3, tune_epochs=1, examples=10_000,
-                          iterative=("magnitude", "obd", "obd_sd_damage")),
+        "mails": replace(_CPU, dense_epochs=4, tune_epochs=1, rates=(1e-2, 3e-3), drops=256,
+                         score_examples=500, methods=_FEWER, iterative=("magnitude",)),
+        "lenet5": replace(_LENET, dense_epochs=4, tune_epochs=1, examples=5_000, drops=256,
+                          methods=_FEWER, iterative=("magnitude",)),
     },
     "full": dict.fromkeys(TASKS, _FULL),
 }  # fmt: skip
