@@ -19,6 +19,7 @@ def run(*command):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_threshold_benchmark_prints_its_table_and_saves_nothing_unasked():
     saved = ROOT / "benchmarks" / "results" / "threshold.md"
     before = saved.read_text() if saved.exists() else None

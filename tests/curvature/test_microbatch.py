@@ -78,7 +78,7 @@ def whole(measure, name):
         return MEASURES[measure](APPLIES[name], N)(*case(name))
 
 
-@pytest.mark.parametrize("name", APPLIES)
+@pytest.mark.parametrize("name", ["mlp", pytest.param("conv", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("measure", MEASURES)
 def test_a_loop_over_microbatches_is_the_whole_batch(measure, name, x64):
     for microbatch in (1, 2, 3, 7, 100) if name == "mlp" else (1, 7, 100):

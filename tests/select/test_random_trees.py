@@ -109,7 +109,7 @@ def check(case):
         np.testing.assert_array_equal(found, truth)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(cases(list(ROWS), TREES))
 def test_selections_of_random_trees_are_their_doubles(case):
     check(case)

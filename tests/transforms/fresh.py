@@ -14,7 +14,8 @@ def run_module(module, *arguments, devices=1):
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+        f"--xla_force_host_platform_device_count={devices}",
     }
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
