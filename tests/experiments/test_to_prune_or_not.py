@@ -17,6 +17,7 @@ from experiments.gradual import language, report, running, translation
 from experiments.gradual.images import Orders
 from experiments.gradual.running import Program, Run
 from experiments.gradual.ways import DENSE, WAYS, Arm, arms
+from tests.transforms.fresh import run_module
 
 CONFIG = experiment.configure(experiment.Arguments(task="lm", preset="smoke"))
 
@@ -237,3 +238,16 @@ def test_all_presets_have_widths_below_the_large_one():
             assert max(config.small) < config.large
             assert len(config.small) >= 1 + (config.preset != "smoke")
             assert 0 < config.begin < config.end < 1
+
+
+@pytest.mark.slow
+def test_four_devices_share_a_batch_and_end_with_the_masks_of_one():
+    one, four = (
+        json.loads(run_module("tests.experiments.pruned_on_devices", devices=n)) for n in (1, 4)
+    )
+    assert (one["devices"], four["devices"]) == (1, 4)
+    for way, alone in one["results"].items():
+        shared = four["results"][way]
+        assert (alone["spread"], shared["spread"]) == (1, 4)
+        assert alone["masks"] == shared["masks"]
+        assert alone["loss"] == pytest.approx(shared["loss"], rel=1e-5)
