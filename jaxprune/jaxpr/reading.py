@@ -37,12 +37,19 @@ def abstract(tree: PyTree) -> PyTree:
         lambda x: (
             x
             if isinstance(x, jax.ShapeDtypeStruct)
-            else jax.ShapeDtypeStruct(
-                np.shape(x), getattr(x, "dtype", None) or jax.dtypes.result_type(x)
-            )
+            else jax.ShapeDtypeStruct(np.shape(x), _jax_dtype(x))
         ),
         tree,
     )
+
+
+def _jax_dtype(x: Any) -> Any:
+    """What JAX makes of it: int64 of NumPy is int32, unless 64 bits are enabled."""
+    kind = getattr(x, "dtype", None)
+    if kind is None:
+        return jax.dtypes.result_type(x)
+    extended = jax.dtypes.issubdtype(kind, jax.dtypes.extended)  # PRNG keys
+    return kind if extended else jax.dtypes.canonicalize_dtype(kind)
 
 
 def read(
