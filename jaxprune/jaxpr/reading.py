@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxprune import trees
 from jaxprune.jaxpr import equations, label_calls, label_lookups, label_moves, label_rules
 from jaxprune.jaxpr.labels import Emits, Frame, Place, Value, Walk
 from jaxprune.types import PyTree
@@ -45,9 +46,7 @@ def abstract(tree: PyTree) -> PyTree:
 
 def _jax_dtype(x: Any) -> Any:
     """What JAX makes of it: int64 of NumPy is int32, unless 64 bits are enabled."""
-    kind = getattr(x, "dtype", None)
-    if kind is None:
-        return jax.dtypes.result_type(x)
+    kind = trees.dtype_of(x)
     extended = jax.dtypes.issubdtype(kind, jax.dtypes.extended)  # PRNG keys
     return kind if extended else jax.dtypes.canonicalize_dtype(kind)
 

@@ -171,8 +171,7 @@ def _candidate(stage: _Stage, gram: jax.Array | None) -> Candidate:
         state = state_at(quadratic, mask, stage.probes, gram)
         mask = site.choose(jnp.where(mask, state.worth, -jnp.inf), stage.target)
         solved = solve(quadratic, mask)
-    info = {"damping": float(quadratic.damping), "objective": float(solved.objective)}
-    return Candidate(mask, solved.solution, info)
+    return Candidate(mask, solved.solution, {"damping": float(quadratic.damping)})
 
 
 _WIDER = 3  # times that the damping is raised tenfold where the mask alone beats every update

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -87,7 +88,12 @@ def masked_updates(updates: PyTree, mask: Mask, params: Params) -> PyTree:
         dtype = wide_dtype(update, param)
         return jnp.where(keep, jnp.asarray(update, dtype), -jnp.asarray(param, dtype))
 
-    return jax.tree.map(leaf, updates, mask, params, is_leaf=lambda x: x is None)
+    return by_updates(leaf, updates, mask, params)
+
+
+def by_updates(leaf: Callable[..., Any], updates: PyTree, *rest: PyTree) -> PyTree:
+    """`tree.map` over updates, in which None is a leaf: there is no gradient."""
+    return jax.tree.map(leaf, updates, *rest, is_leaf=lambda x: x is None)
 
 
 def wide_dtype(update: Any, param: Any) -> Any:

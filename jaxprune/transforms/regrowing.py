@@ -11,12 +11,13 @@ import optax
 
 from jaxprune import trees
 from jaxprune.prune import one_shot
-from jaxprune.saliency.weights import random
+from jaxprune.saliency.weights import magnitude, random
 from jaxprune.schedule import cosine_decay
 from jaxprune.select.ranking import LeafSparsity, lowest
 from jaxprune.select.threshold import keep_largest
 from jaxprune.transforms.mask_state import (
     MaskState,
+    by_updates,
     cut_out,
     initial_state,
     is_empty,
@@ -192,13 +193,14 @@ def mask_mover(share: Schedule, grow: str) -> Callable[..., tuple[list[jax.Array
 
     Not `ok` where a weight or a gradient is NaN or infinite; then the masks are the old ones.
     """
+    score = magnitude()
 
     def move(
         masks: list[jax.Array], weights: list[Any], gradients: Any, key: Any, step: jax.Array
     ) -> tuple[list[jax.Array], jax.Array]:
-        sizes = [_magnitude(weight) for weight in weights]
+        sizes = score(weights, None)
         if grow == "gradient":
-            growth = [_magnitude(gradient) for gradient in gradients]
+            growth = score(gradients, None)
         else:
             now = jax.random.fold_in(key, step)
             growth = [_drawn(jax.random.fold_in(now, i), size) for i, size in enumerate(sizes)]
@@ -217,10 +219,6 @@ def _moved(mask: jax.Array, sizes: jax.Array, growth: jax.Array, share: jax.Arra
     goes = jnp.round(share * kept.astype(jnp.float32)).astype(kept.dtype)
     stays = keep_largest(jnp.where(mask, sizes, -jnp.inf), mask.size - kept + goes)
     return stays | keep_largest(jnp.where(stays, -jnp.inf, growth), mask.size - goes)
-
-
-def _magnitude(leaf: Any) -> jax.Array:
-    return jnp.abs(jnp.asarray(leaf)).astype(trees.score_dtype(leaf))
 
 
 def _drawn(key: jax.Array, like: jax.Array) -> jax.Array:
@@ -243,10 +241,6 @@ def _gradients(updates: PyTree, params: Params, flags: list[bool]) -> list[Any]:
     return found
 
 
-def _by_updates(leaf: Callable[..., Any], updates: PyTree, *rest: PyTree) -> PyTree:
-    return jax.tree.map(leaf, updates, *rest, is_leaf=lambda x: x is None)
-
-
 def _masked_gradients(updates: PyTree, mask: Mask, params: Params) -> PyTree:
     """The gradients that training sees: 0 for what is pruned."""
 
@@ -255,7 +249,7 @@ def _masked_gradients(updates: PyTree, mask: Mask, params: Params) -> PyTree:
             return gradient
         return jnp.where(keep, gradient, jnp.zeros((), trees.dtype_of(gradient)))
 
-    return _by_updates(leaf, updates, mask, params)
+    return by_updates(leaf, updates, mask, params)
 
 
 def _zero_updates(like: PyTree, updates: PyTree, params: Params) -> PyTree:
@@ -266,7 +260,7 @@ def _zero_updates(like: PyTree, updates: PyTree, params: Params) -> PyTree:
             return given
         return jnp.zeros(wanted.shape, wanted.dtype)
 
-    return _by_updates(leaf, like, updates, params)
+    return by_updates(leaf, like, updates, params)
 
 
 def _as_dtype(leaf: Any, like: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from jaxprune import trees
 from jaxprune.transforms.gradual import _check_every, mask_updater, unpruned_state
 from jaxprune.transforms.mask_state import (
     MaskState,
+    by_updates,
     cut_out,
     is_empty,
     is_hole,
@@ -84,10 +84,10 @@ def straight_through(
         params = need_params(params)
         uncover = lambda hidden, param: param if is_hole(hidden) else hidden
         whole = jax.tree.map(uncover, state.dense, params, is_leaf=is_hole)
-        whole = _by_updates(_moved, updates, whole)
+        whole = by_updates(_moved, updates, whole)
         state = refresh(state, whole, batch)._replace(dense=cut_out(whole, state.dense, "update"))
         shown = trees.apply_mask(whole, state.mask)
-        return _by_updates(_difference, updates, state.dense, shown, params), state
+        return by_updates(_difference, updates, state.dense, shown, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -99,10 +99,6 @@ def _hidden(params: Params, select: Selection) -> PyTree:
     flags = trees.prunable_flags(params, select.prunable)
     copies = [jnp.array(leaf, copy=True) for leaf in trees.select_leaves(params, flags)]
     return trees.replace_leaves(params, flags, copies, lambda _: optax.MaskedNode())
-
-
-def _by_updates(leaf: Callable[..., Any], updates: PyTree, *rest: PyTree) -> PyTree:
-    return jax.tree.map(leaf, updates, *rest, is_leaf=lambda x: x is None)
 
 
 def _moved(update: Any, param: Any) -> Any:
