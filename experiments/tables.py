@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from jaxprune.reporting import mean_and_spread
+from jaxprune.reporting import mean_and_spread, paired_difference
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -31,6 +31,24 @@ def spread(values: Sequence[float] | None, digits: int = 2) -> str:
         return "-"
     mean, sd, _ = mean_and_spread(values)
     return f"{mean:.{digits}f}" if sd is None else f"{mean:.{digits}f} ± {sd:.{digits}f}"
+
+
+def difference(
+    a: Sequence[float], b: Sequence[float], words: tuple[str, str] = ("lower", "higher")
+) -> tuple[str, str]:
+    """`a - b` paired, with its 95 % interval, and what follows: a word or "undecided".
+
+    Example:
+      >>> difference([2.0, 3.1, 4.0], [1.0, 2.0, 3.0])
+      ('+1.03 [+0.89, +1.18]', 'higher')
+      >>> difference([2.0], [1.0])
+      ('+1.00', 'one seed')
+    """
+    if len(a) < 2:
+        return f"{a[0] - b[0]:+.2f}", "one seed"
+    mean, low, high = paired_difference(a, b)
+    verdict = words[1] if low > 0 else words[0] if high < 0 else "undecided"
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", verdict
 
 
 def percent(share: float) -> str:

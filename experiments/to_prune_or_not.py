@@ -30,7 +30,7 @@ from experiments import data, ledger
 from experiments.gradual import images, language, report, translation
 from experiments.gradual.running import Program, Run
 from experiments.gradual.task import Config, Task
-from experiments.gradual.ways import WAYS, arms
+from experiments.gradual.ways import arms
 from experiments.locking import Busy, alone
 from experiments.naming import check_known
 from experiments.presenting import progress
@@ -115,7 +115,6 @@ def configure(arguments: Arguments) -> Config:
     """
     check_known("task", [arguments.task], TASKS)
     config = PRESETS[arguments.preset][arguments.task]
-    check_known("way", config.others, WAYS)
     if arguments.dataset is not None:
         config = replace(config, dataset=arguments.dataset)
     if arguments.seeds is None:
@@ -137,8 +136,9 @@ def run(arguments: Arguments) -> Path:
     failed = []
     with progress(len(todo) * config.steps) as advance:
         for arm in todo:
-            program = programs.setdefault(arm.kind, Program(config, task, arm))
-            one = Run(program, arm.seed, WORK / name)
+            if arm.kind not in programs:
+                programs[arm.kind] = Program(config, task, arm)
+            one = Run(programs[arm.kind], arm.seed, WORK / name)
             try:
                 book.record(arm.name, run_one(one, partial(advance, what=arm.name)))
             except FloatingPointError as problem:  # ends the arm, not the comparison

@@ -17,7 +17,7 @@ a `read(data_dir)` that returns `Sentences` or `TextPairs`, and one row in `text
 from experiments.data.catalogue import load, names
 from experiments.data.dataset import Dataset, DataUnavailable, Split
 from experiments.data.text_catalogue import load_pairs, load_words, pair_names, word_names
-from experiments.data.text_dataset import Pairs, PairSplit, Words, shorten
+from experiments.data.text_dataset import Pairs, PairSplit, Words, shorten, spaced
 from experiments.data.vocabulary import Vocabulary
 
 __all__ = [
@@ -34,5 +34,6 @@ __all__ = [
     "names",
     "pair_names",
     "shorten",
+    "spaced",
     "word_names",
 ]

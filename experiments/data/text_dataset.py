@@ -96,6 +96,23 @@ class TextPairs(NamedTuple):
     source: str
 
 
+def spaced(split: PairSplit, count: int) -> PairSplit:
+    """At most `count` examples in equal distances: of a sorted part not only its beginning.
+
+    Args:
+        split: examples.
+        count: the most that are kept.
+
+    Example:
+        >>> split = PairSplit(np.arange(5), np.arange(5), tuple("abcde"), (("x",),) * 5)
+        >>> spaced(split, 2).texts
+        ('a', 'c')
+    """
+    rows = len(split.inputs)
+    kept = np.arange(min(rows, count)) * rows // min(rows, count)
+    return _rows(split, kept)
+
+
 def shorten(split: PairSplit, length: int, *, pad: int = 0) -> PairSplit:
     """Keep the examples whose inputs and targets have at most `length` ids, and cut the padding.
 
@@ -113,9 +130,14 @@ def shorten(split: PairSplit, length: int, *, pad: int = 0) -> PairSplit:
     kept = np.flatnonzero(np.all([(side != pad).sum(axis=1) <= length for side in sides], axis=0))
     if not len(kept):
         raise ValueError(f"No example has at most {length} ids. Choose a larger length.")
+    few = _rows(split, kept)
+    return few._replace(inputs=few.inputs[:, :length], targets=few.targets[:, :length])
+
+
+def _rows(split: PairSplit, kept: np.ndarray) -> PairSplit:
     return PairSplit(
-        split.inputs[kept, :length],
-        split.targets[kept, :length],
+        split.inputs[kept],
+        split.targets[kept],
         tuple(split.texts[row] for row in kept),
         tuple(split.references[row] for row in kept),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import data
+from experiments.gradual.orders import Orders
 from experiments.gradual.task import Config, Network, Task
-from experiments.image_batches import mirror, normalise, shift
+from experiments.image_batches import CHANNELS, mirror, normalise, shift
 from experiments.models import MobileNetV1, mobilenet
+from experiments.naming import check_known
 from experiments.training import cross_entropy
 
 
 def task(config: Config, data_dir: Path | None = None) -> Task:
     """MobileNetV1 with a CIFAR stem on a set of images; all pointwise kernels are pruned."""
+    check_known("set of images", [config.dataset], CHANNELS)
     found = data.load(config.dataset, data_dir=data_dir)
-    if config.dataset == "mails":
-        raise ValueError("mails are no images. Choose digits, mnist, fashion_mnist or cifar10.")
     inputs, targets = (np.asarray(part[: config.examples]) for part in found.train)
     parts = {"validation": found.validation, "test": found.test}
     colour = config.dataset == "cifar10"  # a mirrored digit is another sign
 
+    @cache  # one object a width, so that jit compiles once
     def network(width: float) -> Network:
         model = MobileNetV1(found.num_classes, width, mobilenet.CIFAR_STRIDES)
 
@@ -64,28 +67,3 @@ def task(config: Config, data_dir: Path | None = None) -> Task:
 
     title = f"MobileNetV1 on {config.dataset}"
     return Task(title, "accuracy", False, mobilenet.prunable, network, batches)
-
-
-class Orders:
-    """Which examples a step takes: every epoch another order, known from seed and epoch alone.
-
-    Args:
-      examples: how many there are.
-      batch: how many a step takes.
-      seed: of the orders.
-    """
-
-    def __init__(self, examples: int, batch: int, seed: int):
-        if batch > examples:
-            raise ValueError(f"A batch of {batch} is larger than the {examples} examples.")
-        self.examples, self.batch, self.seed = examples, batch, seed
-        self.per_epoch = examples // batch
-        self._epoch, self._order = -1, np.arange(examples)
-
-    def at(self, step: int) -> np.ndarray:
-        """The places of a step's examples."""
-        epoch, place = divmod(step, self.per_epoch)
-        if epoch != self._epoch:
-            random = np.random.default_rng((self.seed, epoch))
-            self._epoch, self._order = epoch, random.permutation(self.examples)
-        return self._order[place * self.batch : (place + 1) * self.batch]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def task(config: Config, data_dir: Path | None = None) -> Task:
         for part, text in parts.items()
     }
 
+    @cache  # one object a width, so that jit compiles once
     def network(width: float) -> Network:
         module = LSTMLM(len(words.vocabulary), int(width), dropout=config.dropout)
         model = LanguageModel(module)

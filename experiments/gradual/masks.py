@@ -26,7 +26,8 @@ class Watch:
     def __init__(self, path: Path, masks: Masks, step: int):
         self.path, self.last = path, _copied(masks)
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] < step]
+        whole = [line for line in lines if line.endswith("\n")]  # a kill may leave a part of one
+        kept = [line for line in whole if json.loads(line)["step"] < step]
         write_atomically(path, "".join(kept))
 
     def look(self, step: int, masks: Masks) -> None:

@@ -12,8 +12,8 @@ from experiments import ledger
 from experiments.gradual.running import FORMS
 from experiments.gradual.task import PUBLISHED, Config, Task
 from experiments.gradual.ways import DENSE, GRADUAL, Arm, arms
-from experiments.tables import markdown, percent, spread
-from jaxprune.reporting import mean_and_spread, paired_difference
+from experiments.tables import difference, markdown, percent, spread
+from jaxprune.reporting import mean_and_spread
 
 
 class Found(NamedTuple):
@@ -102,19 +102,11 @@ def at_equal(
 def claim_table(found: list[Found], task: Task, cost: Callable[[Found], float], what: str) -> str:
     """Large-sparse minus small-dense at equal cost, paired over seeds."""
     rows = []
+    words = ("better", "worse") if task.lower else ("worse", "better")
     for one, ours, dense in at_equal(found, task, cost):
-        rows.append([said(one.arm), spread(ours), spread(dense), *_verdict(ours, dense, task)])
+        rows.append([said(one.arm), spread(ours), spread(dense), *difference(ours, dense, words)])
     head = ["network", task.quality, f"dense at equal {what}", "difference", "the sparse one is"]
     return markdown(head, rows)
-
-
-def _verdict(ours: list[float], dense: list[float], task: Task) -> tuple[str, str]:
-    if len(ours) < 2:
-        return f"{ours[0] - dense[0]:+.2f}", "one seed"
-    mean, low, high = paired_difference(ours, dense)
-    less, more = ("better", "worse") if task.lower else ("worse", "better")
-    verdict = more if low > 0 else less if high < 0 else "undecided"
-    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", verdict
 
 
 def document(config: Config, task: Task, pieces: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,20 +164,15 @@ class Run:
     def result(self, state: State) -> dict[str, Any]:
         """Quality on both parts, counts and bytes of a trained network."""
         mask = self.mask_of(state)
-        params = self._used(state, mask)
-        stored = jp.quantize.unquantized()(params, mask)
-        measured = {
-            part: self.network.measure(params, state.rest, part) for part in ("validation", "test")
-        }
+        stored = jp.quantize.unquantized()(state.params, mask)
+        measure = partial(self.network.measure, state.params, state.rest)
+        measured = {part: measure(part) for part in ("validation", "test")}
         pruned = self._pruned_part(state)
         return {
             **measured,
             "loss": float(state.loss),
-            "parameters": jp.trees.count(params),
+            "parameters": jp.trees.count(state.params),
             "nonzeros": jp.trees.keep(mask),
             "sparsity": 1 - jp.trees.keep(pruned) / jp.trees.count(pruned),
             "bytes": {f: jp.quantize.stored_bytes(stored, f).total for f in FORMS},
         }
-
-    def _used(self, state: State, mask: Mask) -> Params:
-        return state.params if self.arm.way == DENSE else jp.apply_mask(state.params, mask)

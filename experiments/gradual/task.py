@@ -81,7 +81,7 @@ class Task(NamedTuple):
       quality: the name of what is compared.
       lower: True if less of it is better.
       prunable: which leaves are pruned.
-      network: `width -> Network`.
+      network: `width -> Network`, the same object for the same width.
       batches: `seed -> (step -> batch)`; a batch follows from seed and step alone, its leaves are
         arrays with a leading axis of examples.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ import numpy as np
 
 from experiments import data
 from experiments.data import PairSplit
-from experiments.gradual.images import Orders
+from experiments.gradual.orders import Orders
 from experiments.gradual.task import Config, Network, Task
 from experiments.models import Seq2Seq, Translator, seq2seq
 
 AT_ONCE = 250
 MEASURED = 2000
-"""Validation and test examples that are decoded, at most."""
+"""Validation and test examples that are decoded, at most, in equal distances: cmudict is sorted."""
 
 
 def task(config: Config, data_dir: Path | None = None) -> Task:
@@ -30,8 +31,12 @@ def task(config: Config, data_dir: Path | None = None) -> Task:
     train = data.shorten(pairs.train, config.length) if config.length else pairs.train
     inputs, targets = train.inputs[: config.examples], train.targets[: config.examples]
     quality = "BLEU" if config.dataset == "verses" else "word accuracy"
-    parts = {"validation": pairs.validation, "test": pairs.test}
+    parts = {
+        "validation": data.spaced(pairs.validation, MEASURED),
+        "test": data.spaced(pairs.test, MEASURED),
+    }
 
+    @cache  # one object a width, so that jit compiles once
     def network(width: float) -> Network:
         module = Seq2Seq(
             len(pairs.input_vocabulary), len(pairs.target_vocabulary), int(width),
@@ -49,7 +54,7 @@ def task(config: Config, data_dir: Path | None = None) -> Task:
             split = parts[part]
             longest = split.targets.shape[1] - 1
             answers = []
-            for at in range(0, min(len(split.inputs), MEASURED), AT_ONCE):
+            for at in range(0, len(split.inputs), AT_ONCE):
                 found = np.asarray(model.greedy(params, split.inputs[at : at + AT_ONCE], longest))
                 answers += [pairs.target_vocabulary.sentence(row) for row in found]
             return measured(quality, answers, split, pairs.to_text)
@@ -60,7 +65,10 @@ def task(config: Config, data_dir: Path | None = None) -> Task:
         orders = Orders(len(inputs), config.batch, seed)
         return lambda step: (inputs[orders.at(step)], targets[orders.at(step)])
 
-    title = f"LSTM encoder and decoder with attention on {config.dataset}"
+    title = (
+        f"LSTM encoder and decoder with attention on {config.dataset}, "
+        f"{len(parts['test'].inputs):,} of {len(pairs.test.inputs):,} test examples"
+    )
     return Task(title, quality, False, seq2seq.prunable, network, batches)
 
 
@@ -68,7 +76,7 @@ def measured(
     quality: str, answers: list[list[str]], split: PairSplit, to_text: Any
 ) -> dict[str, float]:
     """BLEU of the texts; or words that are right and phoneme errors, in per cent."""
-    references = split.references[: len(answers)]
+    references = split.references
     if quality == "BLEU":
         import sacrebleu
 

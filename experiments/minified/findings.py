@@ -9,8 +9,7 @@ import numpy as np
 
 from experiments.minified import parameters, units
 from experiments.minified.lab import Config
-from experiments.tables import markdown
-from jaxprune.reporting import paired_difference
+from experiments.tables import difference, markdown
 
 SUBSTANTIAL = 0.1
 """Networks with at most this share of the parameters left are substantially pruned."""
@@ -36,9 +35,7 @@ def said(a: Runs | None, b: Runs | None) -> tuple[str, str]:
     """`a - b` with its 95 % interval, and what follows: higher, lower, or undecided."""
     if a is None or b is None:
         return "-", "not measured"
-    mean, low, high = paired_difference(a, b)
-    verdict = "higher" if low > 0 else "lower" if high < 0 else "undecided"
-    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", verdict
+    return difference(a, b)
 
 
 def document(config: Config, pieces: dict[str, Any]) -> str:

@@ -14,7 +14,8 @@ from experiments import data
 from experiments import to_prune_or_not as experiment
 from experiments.data import PairSplit
 from experiments.gradual import language, report, running, translation
-from experiments.gradual.images import Orders
+from experiments.gradual.masks import Watch
+from experiments.gradual.orders import Orders
 from experiments.gradual.running import Program, Run
 from experiments.gradual.ways import DENSE, WAYS, Arm, arms
 from tests.transforms.fresh import run_module
@@ -206,10 +207,25 @@ def test_dense_networks_between_two_widths_are_on_the_line_between_them(task):
 
 
 def test_what_is_better_depends_on_the_measure(task):
-    ours, dense = [1.0, 1.1, 0.9], [2.0, 2.1, 1.9]
-    assert report._verdict(ours, dense, task._replace(lower=True))[1] == "better"
-    assert report._verdict(ours, dense, task._replace(lower=False))[1] == "worse"
-    assert report._verdict(ours, ours[::-1], task)[1] == "undecided"
+    found = [
+        report.Found(Arm("dense", 1, 0, 0), [0, 1], [piece(100, 2.0), piece(100, 2.1)]),
+        report.Found(Arm("dense", 2, 0, 0), [0, 1], [piece(900, 2.0), piece(900, 2.1)]),
+        report.Found(Arm("gradual", 2, 0.9, 0), [0, 1], [piece(300, 1.0), piece(300, 1.1)]),
+        report.Found(Arm("gradual", 2, 0.8, 0), [0, 1], [piece(300, 1.0), piece(300, 4.0)]),
+    ]
+    for lower, word in ((True, "better"), (False, "worse")):
+        scored = task._replace(quality="score", lower=lower)
+        table = report.claim_table(found, scored, lambda one: one.nonzeros(), "nonzeros")
+        first, second = table.splitlines()[2:]
+        assert first.endswith(f"| {word} |")
+        assert second.endswith("| undecided |")
+
+
+def test_masks_on_file_forget_what_is_done_again_and_a_line_half_written(tmp_path):
+    path = tmp_path / "masks.jsonl"
+    path.write_text('{"step": 3}\n{"step": 8}\n{"step": 9, "le')
+    Watch(path, {}, step=8)
+    assert path.read_text() == '{"step": 3}\n'
 
 
 @pytest.mark.slow
