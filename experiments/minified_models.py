@@ -13,8 +13,8 @@ scratch; accuracy at equal bytes, FLOPs and milliseconds, with paired difference
 Every arm of a seed starts from the same dense checkpoint (or from the same new weights), with the
 same batches. Networks from scratch run twice: in the steps of fine-tuning, and in the steps of
 dense training and fine-tuning together, with a warm-up of their own and a full schedule. Learning
-rates, and what stands for a family at a size, are chosen on the validation part; test examples only
-measure. Interrupted runs resume where they stopped.
+rates (for every level, size and arm) and what stands for a family at a size are chosen on the
+validation part; test examples only measure. Interrupted runs resume where they stopped.
 
 OBD-SD's definition is not in the abstract that is public: `obd_sd_damage`, `obd_sd_gradient` and
 `obd_sd_input` are our readings.
@@ -45,24 +45,27 @@ _CPU = Config(
     task="digits", preset="cpu", seeds=5,
     sizes=(0.5, 0.25, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005),
     methods=(*SINGLE, "joint"), iterative=SINGLE, unit_methods=units.METHODS, rounds=4,
-    dense_epochs=20, tune_epochs=10, batch=64, rates=(3e-2, 1e-2, 3e-3), score_examples=1000,
+    dense_epochs=20, tune_epochs=10, batch=64, rates=(3e-2, 1e-2, 3e-3, 1e-3),
+    rate_sizes=(0.5, 0.1, 0.03, 0.01), scratch=(*SINGLE, "joint"), score_examples=1000,
     examples=None, bits=(8, 6, 4, 3, 2), grids=quantized.GRIDS,
     combined=(("uniform", 8), ("uniform", 4), ("shared", 4)),
     extra=("magnitude", "obd_sd_damage", "l2"), drops=512,
 )  # fmt: skip
 _LENET = replace(
-    _CPU, dense_epochs=6, tune_epochs=2, batch=256, rates=(3e-2, 1e-2, 3e-3), examples=20_000,
+    _CPU, dense_epochs=6, tune_epochs=2, batch=256, examples=20_000,
+    scratch=("magnitude", "obd", "obd_sd_damage"),
 )  # fmt: skip
 # Two million weights or convolutions: what one core does in an hour or two.
 _FEWER = ("random", "magnitude", "fisher", "obd", "obd_sd_damage", "joint")
 _FULL = replace(_LENET, preset="full", seeds=10, dense_epochs=40, tune_epochs=10, batch=128,
-                rates=(1e-2, 3e-3, 1e-3), score_examples=10_000, drops=4096, rounds=8,
+                scratch=_CPU.scratch, score_examples=10_000, drops=4096, rounds=8,
                 examples=None)  # fmt: skip
 _SMOKE = replace(
     _CPU, preset="smoke", seeds=2, sizes=(0.1,),
     methods=("magnitude", "obd_sd_damage", "joint"), iterative=("magnitude",),
     unit_methods=("l2", "dropout", "merge_pairs"), rounds=2, dense_epochs=2, tune_epochs=1,
-    rates=(1e-2,), score_examples=64, examples=512, bits=(4,), grids=("symmetric tensor max",),
+    rates=(1e-2,), rate_sizes=(0.1,), scratch=("magnitude",), score_examples=64, examples=512,
+    bits=(4,), grids=("symmetric tensor max",),
     combined=(("shared", 4),), drops=16,
 )  # fmt: skip
 PRESETS: dict[str, dict[str, Config]] = {
@@ -72,10 +75,13 @@ PRESETS: dict[str, dict[str, Config]] = {
         "mnist": _LENET,
         "fashion_mnist": _LENET,
         "cifar10": _LENET,
-        "mails": replace(_CPU, dense_epochs=4, tune_epochs=1, rates=(1e-2, 3e-3), drops=256,
-                         score_examples=500, methods=_FEWER, iterative=("magnitude",)),
+        "mails": replace(_CPU, dense_epochs=4, tune_epochs=1, rates=(1e-2, 3e-3, 1e-3), drops=256,
+                         score_examples=500, methods=_FEWER, iterative=("magnitude",),
+                         scratch=("magnitude", "obd_sd_damage")),
         "lenet5": replace(_LENET, dense_epochs=4, tune_epochs=1, examples=5_000, drops=256,
-                          methods=_FEWER, iterative=("magnitude",)),
+                          rates=(3e-2, 1e-2, 3e-3), rate_sizes=(0.25, 0.05, 0.01),
+                          methods=_FEWER, iterative=("magnitude",), scratch=("magnitude",),
+                          grids=quantized.GRIDS[::3]),
     },
     "full": dict.fromkeys(TASKS, _FULL),
 }  # fmt: skip
@@ -124,9 +130,6 @@ def run(arguments: Arguments) -> Path:
     lab = Lab(config, book, work, arguments.data_dir)
     cells = len(config.sizes) * (len(config.methods) + len(config.unit_methods) + 1)
     with progress(cells + len(quantized.schemes(config)) + len(config.bits)) as advance:
-        lab.dense()
-        lab.choose_rates()
-        lab.run_dense()
         quantized.run(lab, advance)
         parameters.run(lab, advance)
         units.run(lab, advance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,6 +23,9 @@ from jaxprune.types import Apply, Batch, Mask, Params, Saliency
 
 Piece = dict[str, Any]
 
+ARMS = ("tune", "short", "long")
+"""Fine-tuning; from scratch in the steps of that; from scratch in those and the dense ones."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -34,6 +37,8 @@ class Config:
       rounds: of the iterative ones.
       dense_epochs, tune_epochs: budgets.
       rates: learning rates to choose from, by validation.
+      rate_sizes: sizes that a choice is made at; others take that of the nearest.
+      scratch: methods whose masks are also trained from scratch.
       score_examples: training examples that scores are measured on.
       examples: of the training part, at most.
       bits: of quantized networks.
@@ -55,6 +60,8 @@ class Config:
     tune_epochs: float
     batch: int
     rates: tuple[float, ...]
+    rate_sizes: tuple[float, ...]
+    scratch: tuple[str, ...]
     score_examples: int
     examples: int | None
     bits: tuple[int, ...]
@@ -91,25 +98,10 @@ class Lab:
         """A budget of the configuration's batches; warm-up takes a tenth of the steps."""
         return Budget(steps, self.config.batch, rate, steps // 10 if warmup else 0)
 
-    @property
-    def tune(self) -> Budget:
-        """Fine-tuning."""
-        return self.budget(self.tune_steps, self.rate("tune"))
-
-    @property
-    def short(self) -> Budget:
-        """From scratch, in the steps of fine-tuning."""
-        return self.budget(self.tune_steps, self.rate("scratch"), warmup=True)
-
-    @property
-    def long(self) -> Budget:
-        """From scratch, in the steps of dense training and fine-tuning."""
-        steps = self.dense_steps + self.tune_steps
-        return self.budget(steps, self.rate("scratch"), warmup=True)
-
-    def rate(self, what: str) -> float:
-        """The learning rate that `choose_rates` found best on the validation part."""
-        return float(self.book.pieces["rates"][what])
+    def budget_of(self, arm: str, rate: float) -> Budget:
+        """The budget of one of `ARMS`."""
+        steps = self.tune_steps + (self.dense_steps if arm == "long" else 0)
+        return self.budget(steps, rate, warmup=arm != "tune")
 
     @cached_property
     def batch(self) -> Batch:
@@ -145,6 +137,11 @@ class Lab:
         read = partial(self._measured, apply or self.apply, params)
         return {"validation": read(self.problem.validation), "test": read(self.problem.test)}
 
+    def promise(self, params: Params, apply: Apply | None = None) -> float:
+        """Mean quality over the seeds on validation examples: what choices are made by."""
+        found = self._measured(apply or self.apply, params, self.problem.validation)
+        return float(np.mean(next(iter(found.values()))))
+
     def _measured(self, apply: Apply, params: Params, split: Split) -> dict[str, list[float]]:
         targets = np.asarray(split.targets)
         outputs = training.outputs(apply, params, split)
@@ -159,9 +156,10 @@ class Lab:
             if jp.checkpoint.latest_step(folder) is None:
                 train = lambda rate: self.fit(start, self.budget(self.dense_steps, rate), salt=0)
                 trained = {rate: train(rate) for rate in self.config.rates}
-                tried = self._tried(trained.__getitem__)
+                tried = {rate: self.promise(params) for rate, params in trained.items()}
                 best = max(tried, key=lambda rate: tried[rate])
-                chosen = {"rate": best, "validation": _said(tried)}
+                said = {f"{rate:g}": value for rate, value in tried.items()}
+                chosen = {"rate": best, "validation": said}
                 ledger.write_atomically(rate, json.dumps(chosen))
                 jp.checkpoint.save(folder, trained[best], step=self.dense_steps)
             self._dense = jp.checkpoint.restore(folder, start)
@@ -182,38 +180,6 @@ class Lab:
         assert tuple(g.units for g in coupling.groups.values()) == self.widths
         return coupling
 
-    def choose_rates(self) -> None:
-        """The rates of fine-tuning and of training from scratch, by validation.
-
-        Both are chosen on networks that magnitude has pruned to the size in the middle.
-        """
-        if "rates" in self.book.pieces:
-            return
-        if len(self.config.rates) == 1:
-            self.book.record("rates", dict.fromkeys(("tune", "scratch"), self.config.rates[0]))
-            return
-        size = sorted(self.config.sizes)[len(self.config.sizes) // 2]
-        prune = jp.one_shot(jp.saliency.magnitude(), jp.select.lowest())
-        pruned = [prune(network, sparsity=1 - size) for network in self.networks]
-        params = training.stack([p.params for p in pruned])
-        masks = training.stack([p.mask for p in pruned])
-        again = jax.vmap(jp.apply_mask)(self.fresh(1), masks)
-        both = self.dense_steps + self.tune_steps
-        tuned = lambda rate: self.fit(params, self.budget(self.tune_steps, rate), 1, masks)
-        scratch = lambda rate: self.fit(again, self.budget(both, rate, True), 2, masks)
-        tried = {"tune": self._tried(tuned), "scratch": self._tried(scratch)}
-        best = {what: max(found, key=lambda rate: found[rate]) for what, found in tried.items()}
-        said = {what: _said(found) for what, found in tried.items()}
-        self.book.record("rates", {**best, "validation": said, "size": size})
-
-    def _tried(self, train: Callable[[float], Params]) -> dict[float, float]:
-        """Mean validation quality after training with each rate."""
-        found = {}
-        for rate in self.config.rates:
-            metrics = self.measure(train(rate))["validation"]
-            found[rate] = float(np.mean(next(iter(metrics.values()))))
-        return found
-
     def saliency(self, method: str, seed: int = 0) -> Saliency:
         """The saliency of a method's name: one object each, so that it compiles once."""
         if (method, seed) not in self._saliencies:
@@ -221,15 +187,6 @@ class Lab:
             made = build_saliency(method, self.apply, seed, problem.loss, problem.root)
             self._saliencies[method, seed] = made
         return self._saliencies[method, seed]
-
-    def run_dense(self) -> None:
-        """The dense networks as they are, and fine-tuned."""
-        if "dense" in self.book.pieces:
-            return
-        params = self.dense()
-        tuned = self.fit(params, self.tune, salt=1)
-        arms = {"one_shot": self.measure(params), "fine_tuned": self.measure(tuned)}
-        self.book.record("dense", {"arms": arms, **self.weighed(self.widths)})
 
     def weighed(self, widths: Widths) -> Piece:
         """Bytes, FLOPs and parameters of dense networks; their milliseconds are recorded apart."""
@@ -290,8 +247,3 @@ def as_text(widths: Sequence[int]) -> str:
 def latency_of(widths: Sequence[int]) -> str:
     """The name of the piece that holds the milliseconds of networks of these widths."""
     return f"latency {as_text(widths)}"
-
-
-def _said(tried: dict[float, float]) -> dict[str, float]:
-    """With keys that JSON can have."""
-    return {f"{rate:g}": value for rate, value in tried.items()}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import jax
 
 import jaxprune as jp
 from experiments import training
-from experiments.minified import quantized
+from experiments.minified import quantized, rates
 from experiments.minified.lab import Lab, Piece, bytes_of
+from experiments.training import Budget
 from jaxprune.types import Mask, Params, Pruned, Scores
 
 
@@ -85,15 +87,12 @@ def stacked(pruned: list[Pruned]) -> Stack:
 
 def cell(lab: Lab, method: str, size: float, pruned: list[Pruned]) -> Piece:
     """All arms of one selection at one size."""
-    nets = stacked(pruned)
-    tuned = lab.fit(nets.params, lab.tune, 1, nets.masks)
-    again = jax.vmap(jp.apply_mask)(lab.fresh(1), nets.masks)
-    arms = {
-        "one_shot": lab.measure(nets.params),
-        "fine_tuned": lab.measure(tuned),
-        "scratch_short": lab.measure(lab.fit(again, lab.short, 2, nets.masks)),
-        "scratch_long": lab.measure(lab.fit(again, lab.long, 2, nets.masks)),
-    }
+    nets, own = stacked(pruned), budgets(lab, size)
+    tuned = trained(lab, nets, "tune", own["tune"])
+    arms = {"one_shot": lab.measure(nets.params), "fine_tuned": lab.measure(tuned)}
+    if method in lab.config.scratch:
+        for arm in ("short", "long"):
+            arms[f"scratch_{arm}"] = lab.measure(trained(lab, nets, arm, own[arm]))
     if method in lab.config.iterative:
         path = iterated(lab, method, size)
         arms["iterative"] = lab.measure(path.params) | {"bytes": sizes_of(path)}
@@ -101,6 +100,28 @@ def cell(lab: Lab, method: str, size: float, pruned: list[Pruned]) -> Piece:
     if method in lab.config.extra:
         more["quantized"] = quantized.after(lab, tuned, nets.masks)
     return {"arms": arms, **more, **weighed(lab, nets, pruned[0])}
+
+
+def trained(lab: Lab, nets: Stack, arm: str, budget: Budget) -> Params:
+    """Pruned networks fine-tuned, or their masks trained from new weights."""
+    if arm == "tune":
+        return lab.fit(nets.params, budget, 1, nets.masks)
+    again = jax.vmap(jp.apply_mask)(lab.fresh(1), nets.masks)
+    return lab.fit(again, budget, 2, nets.masks)
+
+
+def budgets(lab: Lab, size: float) -> rates.Budgets:
+    """Rates chosen on networks that magnitude has pruned to the nearest size of a choice."""
+    at = rates.nearest(size, lab.config.rate_sizes)
+
+    @cache
+    def nets() -> Stack:
+        scores = scored(lab, "magnitude", lab.networks)
+        own = zip(lab.networks, scores, strict=True)
+        return stacked([by(s)(n, sparsity=1 - at) for n, s in own])
+
+    train = lambda arm, budget: trained(lab, nets(), arm, budget)
+    return rates.budgets(lab, f"weights {at:g}", train)
 
 
 def weighed(lab: Lab, nets: Stack, first: Pruned) -> Piece:
@@ -135,6 +156,6 @@ def iterated(lab: Lab, method: str, size: float) -> Stack:
         nets = stacked(pruned)
         own = steps // rounds + (steps % rounds if number == rounds else 0)
         masks = nets.masks
-        budget = lab.budget(own, lab.rate("tune"))
+        budget = budgets(lab, left)["tune"]._replace(steps=own)
         params = lab.fit(nets.params, budget, 10 + number, masks)
     return Stack(params, masks)

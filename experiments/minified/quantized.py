@@ -10,6 +10,7 @@ import jax
 
 import jaxprune as jp
 from experiments import training
+from experiments.minified import rates
 from experiments.minified.lab import Config, Lab, Piece
 from experiments.minified.task import Widths
 from jaxprune import quantize
@@ -84,6 +85,7 @@ def run(lab: Lab, advance: Callable[..., None]) -> None:
     """Every quantizer on the dense networks, and the uniform ones fine-tuned through."""
     dense = lab.dense()
     full = jp.trees.full_mask(dense)
+    run_dense(lab)
     for scheme, bits in schemes(lab.config):
         name = name_of(scheme, bits)
         if name not in lab.book.pieces:
@@ -97,12 +99,26 @@ def run(lab: Lab, advance: Callable[..., None]) -> None:
         advance(1, f"{bits} bits tuned")
 
 
+def run_dense(lab: Lab) -> None:
+    """The dense networks as they are, and fine-tuned."""
+    if "dense" in lab.book.pieces:
+        return
+    train = lambda _, budget: lab.fit(lab.dense(), budget, salt=1)
+    budget = rates.budgets(lab, "dense", train, arms=["tune"])["tune"]
+    tuned = lab.measure(train("tune", budget))
+    arms = {"one_shot": lab.measure(lab.dense()), "fine_tuned": tuned}
+    lab.book.record("dense", {"arms": arms, **lab.weighed(lab.widths)})
+
+
 def tuned(lab: Lab, bits: str) -> Piece:
     """The dense networks fine-tuned with quantized weights in the forward pass."""
     scheme = "symmetric channel max"  # its scales are cheap enough to follow every step
     apply = quantize.fake_quantized(lab.apply, quantizer(scheme, bits))
     dense = lab.dense()
-    params = lab.fit(dense, lab.tune, 1, apply=apply)
+    train = lambda _, budget: lab.fit(dense, budget, 1, apply=apply)
+    # The rate is judged with quantized weights too.
+    budget = rates.budgets(lab, f"straight through {bits}", train, arms=["tune"], apply=apply)
+    params = train("tune", budget["tune"])
     return put_on(lab, scheme, bits, params, jp.trees.full_mask(dense))
 
 

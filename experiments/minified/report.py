@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from experiments.ledger import hardware, write_atomically
-from experiments.minified import findings, parameters, pictures, quantized, units
+from experiments.minified import findings, parameters, pictures, quantized, rates, units
 from experiments.minified.candidates import BASELINE, FAMILIES, Candidate, best_within, collect
-from experiments.minified.lab import Config, Lab, as_text, latency_of
+from experiments.minified.lab import ARMS, Config, Lab, as_text, latency_of
 from experiments.minified.task import TASKS
 from experiments.tables import markdown, percent, spread
 
 BUDGETS = (0.5, 0.25, 0.1, 0.05, 0.03, 0.02, 0.015, 0.01)
 """Shares of the dense network's bytes at which families are compared."""
 Pieces = dict[str, Any]
+_SAID = {
+    "tune": "fine-tuned", "short": "scratch, tuning steps", "long": "scratch, all steps"
+}  # fmt: skip
 
 
 def show(lab: Lab, stem: Path) -> None:
@@ -69,6 +72,8 @@ def document(config: Config, pieces: Pieces, spent: str, machine: dict[str, Any]
     parts = [
         caption(config, pieces, machine),
         "Budgets of one network:\n\n" + spent,
+        f"Adam's rates, of {', '.join(f'{rate:g}' for rate in config.rates)} the best on the "
+        "validation part; other sizes take those of the nearest:\n\n" + rate_table(pieces),
         "At equal bytes on disk (the best of each family on the validation part that is no larger; "
         "test quality):\n\n" + equal_bytes(config, pieces),
         f'The same as differences to "{BASELINE}" of equal bytes, paired over seeds, with 95 % '
@@ -92,7 +97,7 @@ def document(config: Config, pieces: Pieces, spent: str, machine: dict[str, Any]
 
 def caption(config: Config, pieces: Pieces, machine: dict[str, Any]) -> str:
     """What was done, with what, on what."""
-    arms, rates = pieces["dense"]["arms"], pieces["rates"]
+    arms = pieces["dense"]["arms"]
     dense = ", ".join(
         f"{metric} {spread(values)} %" for metric, values in arms["one_shot"]["test"].items()
     )
@@ -104,9 +109,7 @@ def caption(config: Config, pieces: Pieces, machine: dict[str, Any]) -> str:
         "\n\n"
         f"`python experiments/minified_models.py --task {config.task} --preset {config.preset}`; "
         f"{machine['device']} ({machine['platform']}, {machine['cores']} cores), jax "
-        f"{machine['jax']}. Learning rates, chosen on the validation part: dense "
-        f"{pieces['dense rate']['rate']:g}, fine-tuning {rates['tune']:g}, from scratch "
-        f"{rates['scratch']:g}."
+        f"{machine['jax']}."
     )
 
 
@@ -119,24 +122,30 @@ def _examples(config: Config) -> str:
 def budgets(lab: Lab) -> str:
     """Steps and FLOPs of every arm."""
     rows = []
-    dense = lab.budget(lab.dense_steps, lab.book.pieces["dense rate"]["rate"])
-    for name, budget in (
-        ("dense", dense),
-        ("fine-tuned", lab.tune),
-        ("scratch, tuning steps", lab.short),
-        ("scratch, all steps", lab.long),
-    ):
+    arms = {_SAID[arm]: lab.budget_of(arm, 0.0) for arm in ARMS}
+    for name, budget in {"dense": lab.budget(lab.dense_steps, 0.0), **arms}.items():
         whole = lab.training_flops(budget) / 1e9
         rows.append(
             [name, f"{budget.steps:,}", str(budget.batch), f"{budget.warmup}", f"{whole:,.1f}"]
         )
     widths = units.widths_at(lab, 0.1)
     if widths is not None:
-        small = lab.training_flops(lab.long, widths) / 1e9
-        name = f"scratch, all steps, widths {as_text(widths)}"
-        rows.append([name, f"{lab.long.steps:,}", str(lab.long.batch), f"{lab.long.warmup}",
-                     f"{small:,.1f}"])  # fmt: skip
+        long = lab.budget_of("long", 0.0)
+        small = lab.training_flops(long, widths) / 1e9
+        name = f"{_SAID['long']}, widths {as_text(widths)}"
+        rows.append([name, f"{long.steps:,}", str(long.batch), f"{long.warmup}", f"{small:,.1f}"])
     return markdown(["arm", "steps", "batch", "of them warm-up", "GFLOP"], rows)
+
+
+def rate_table(pieces: Pieces) -> str:
+    """The rates of every level."""
+    dense = f"{pieces['dense rate']['rate']:g}"
+    rows = [["dense, from new weights", "", "", dense]]
+    rows += [
+        [level, *(f"{found[arm]:g}" if arm in found else "" for arm in ARMS)]
+        for level, found in rates.told(pieces)
+    ]
+    return markdown(["level and share left", *(_SAID[arm] for arm in ARMS)], rows)
 
 
 def _best(config: Config, pieces: Pieces) -> list[tuple[float, dict[str, Candidate | None]]]:

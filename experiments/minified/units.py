@@ -7,12 +7,13 @@ network trained from scratch have one architecture at a size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import jax
 
 import jaxprune as jp
 from experiments import training
-from experiments.minified import quantized
+from experiments.minified import quantized, rates
 from experiments.minified.lab import Lab, Piece, dense_bytes
 from experiments.minified.task import Widths
 from jaxprune.coupling.groups import Kept
@@ -68,9 +69,9 @@ def from_scratch(lab: Lab, size: float) -> Piece:
     widths = widths_at(lab, size)
     if widths is None:
         return {"arms": {}}
-    apply, start = lab.problem.apply_at(widths), lab.fresh(2, widths)
-    short = lab.fit(start, lab.short, 2, apply=apply)
-    long = lab.fit(start, lab.long, 2, apply=apply)
+    apply, start, own = lab.problem.apply_at(widths), lab.fresh(2, widths), budgets(lab, size)
+    short = lab.fit(start, own["short"], 2, apply=apply)
+    long = lab.fit(start, own["long"], 2, apply=apply)
     arms = {
         "scratch_short": lab.measure(short, apply),
         "scratch_long": lab.measure(long, apply),
@@ -114,26 +115,49 @@ def cell(lab: Lab, method: str, size: float, scores: list[dict[str, jax.Array]] 
     widths = widths_at(lab, size)
     if widths is None:
         return {"arms": {}}
-    apply = lab.problem.apply_at(widths)
+    apply, budget = lab.problem.apply_at(widths), budgets(lab, size)["tune"]
     arms = {}
     if scores is None:
         profile = dict(zip(lab.coupling.groups, widths, strict=True))
         merged = [_pairs(lab, network, profile) for network in lab.networks]
     else:
         kept = [best(lab, widths, own) for own in scores]
-        pairs = list(zip(lab.networks, kept, strict=True))
-        plain = training.stack([jp.structure.shrink_units(n, k, lab.coupling) for n, k in pairs])
-        tuned = lab.fit(plain, lab.tune, 1, apply=apply)
+        plain = shrunk(lab, kept)
+        tuned = lab.fit(plain, budget, 1, apply=apply)
         arms = {"one_shot": lab.measure(plain, apply), "fine_tuned": lab.measure(tuned, apply)}
-        merged = [_merged(lab, n, k) for n, k in pairs]
+        merged = [_merged(lab, n, k) for n, k in zip(lab.networks, kept, strict=True)]
     poured = training.stack(merged)
-    after = lab.fit(poured, lab.tune, 1, apply=apply)
+    after = lab.fit(poured, budget, 1, apply=apply)
     arms["merged"] = lab.measure(poured, apply)
     arms["merged_tuned"] = lab.measure(after, apply)
     more = {}
     if method in lab.config.extra and scores is not None:
         more["quantized"] = quantized.after(lab, tuned, jp.trees.full_mask(tuned), widths)
     return {"arms": arms, **more, **lab.weighed(widths)}
+
+
+def budgets(lab: Lab, size: float) -> rates.Budgets:
+    """Rates chosen on networks shrunk to the nearest size of a choice, by their weights' norms."""
+    feasible = [s for s in lab.config.rate_sizes if widths_at(lab, s) is not None]
+    at = rates.nearest(size, feasible or [size])
+    widths = widths_at(lab, at)
+    assert widths is not None  # `size` itself has widths
+    apply = lab.problem.apply_at(widths)
+
+    @cache
+    def start(arm: str) -> Params:
+        if arm != "tune":
+            return lab.fresh(2, widths)
+        return shrunk(lab, [best(lab, widths, scores) for scores in scored(lab, "l2")])
+
+    train = lambda arm, budget: lab.fit(start(arm), budget, 1 if arm == "tune" else 2, apply=apply)
+    return rates.budgets(lab, f"units {at:g}", train, apply=apply)
+
+
+def shrunk(lab: Lab, kept: list[Kept]) -> Params:
+    """Every seed's network without its other units, stacked."""
+    own = zip(lab.networks, kept, strict=True)
+    return training.stack([jp.structure.shrink_units(n, k, lab.coupling) for n, k in own])
 
 
 def best(lab: Lab, widths: Widths, scores: dict[str, jax.Array]) -> Kept:

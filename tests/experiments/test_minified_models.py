@@ -1,6 +1,7 @@
 """Minified models, at their smallest: what is recorded, written, resumed; laws of the parts."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,9 @@ from sklearn.metrics import accuracy_score
 
 import jaxprune as jp
 from experiments import minified_models as experiment
-from experiments.minified import findings, parameters, quantized, units
+from experiments.minified import findings, parameters, quantized, rates, units
 from experiments.minified.candidates import FAMILIES, Candidate, best_within, collect
-from experiments.minified.lab import Lab
+from experiments.minified.lab import ARMS, Lab
 from experiments.minified.pictures import frontier
 from experiments.minified.task import TASKS, Problem, binary_cross_entropy, binary_metrics
 
@@ -45,9 +46,7 @@ def test_every_arm_of_every_family_is_measured_for_every_seed(pieces):
         parameters.name_of("magnitude", size): {
             "one_shot", "fine_tuned", "iterative", "scratch_short", "scratch_long",
         },
-        parameters.name_of("joint", size): {
-            "one_shot", "fine_tuned", "scratch_short", "scratch_long",
-        },
+        parameters.name_of("joint", size): {"one_shot", "fine_tuned"},
         units.name_of("l2", size): {"one_shot", "merged", "fine_tuned", "merged_tuned"},
         units.name_of("merge_pairs", size): {"merged", "merged_tuned"},
         units.name_of("scratch", size): {"scratch_short", "scratch_long"},
@@ -88,11 +87,42 @@ def test_results_may_go_to_another_folder_than_the_dense_networks(finished, tmp_
 
 
 def test_arms_that_are_compared_have_equal_budgets(lab):
-    assert lab.short.steps == lab.tune.steps
-    assert lab.long.steps == lab.dense_steps + lab.tune.steps
-    assert lab.long.warmup == lab.long.steps // 10 > 0
-    assert lab.short.warmup == lab.short.steps // 10
-    assert len({budget.batch for budget in (lab.tune, lab.short, lab.long)}) == 1
+    tune, short, long = (lab.budget_of(arm, 1e-2) for arm in ARMS)
+    assert short.steps == tune.steps
+    assert long.steps == lab.dense_steps + tune.steps
+    assert long.warmup == long.steps // 10 > 0
+    assert short.warmup == short.steps // 10
+    assert tune.warmup == 0
+    assert len({budget.batch for budget in (tune, short, long)}) == 1
+
+
+def test_every_level_and_arm_has_the_rate_that_is_best_on_validation_examples(tmp_path):
+    config = replace(CONFIG, rates=(3e-2, 1e-3))
+    book = experiment.ledger.Ledger(tmp_path / "book.json", config)
+    lab = Lab(config, book, tmp_path, None)
+    lab.promise = lambda trained, apply: trained
+    said = {("tune", 3e-2): 1.0, ("tune", 1e-3): 2.0, ("long", 3e-2): 2.0, ("long", 1e-3): 1.0}
+    train = lambda arm, budget: said[arm, budget.learning_rate]
+    for _ in range(2):
+        found = rates.budgets(lab, "any", train, arms=["tune", "long"])
+        assert found == {"tune": lab.budget_of("tune", 1e-3), "long": lab.budget_of("long", 3e-2)}
+        train = None  # what is recorded is not tried again
+    assert rates.told(book.pieces) == [("any", {"tune": 1e-3, "long": 3e-2})]
+
+
+def test_sizes_take_the_rates_of_the_nearest_choice(lab, monkeypatch):
+    asked = []
+    found = lambda lab, level, *_, **__: asked.append(level)
+    monkeypatch.setattr(rates, "budgets", found)
+    lab.config = replace(CONFIG, rate_sizes=(0.5, 0.1, 0.0001))
+    for size in (0.3, 0.2, 0.002):
+        parameters.budgets(lab, size)
+        units.budgets(lab, size)
+    lab.config = CONFIG
+    # No network of units is as small as the last.
+    assert asked == [
+        "weights 0.5", "units 0.5", "weights 0.1", "units 0.1", "weights 0.0001", "units 0.1"
+    ]  # fmt: skip
 
 
 def written(network):
