@@ -35,6 +35,17 @@ def pytest_configure(config):
         os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items):
+    """Of a test marked `half`, every other combination of its parameters is slow.
+
+    The fast ones lie as the white squares of a board: of two parameters every value is among them.
+    """
+    for item in items:
+        if item.get_closest_marker("half") and sum(item.callspec.indices.values()) % 2:
+            item.add_marker("slow")
+
+
 @pytest.fixture
 def x64():
     """64-bit types inside this test, and nowhere else."""

@@ -119,6 +119,7 @@ def case(name):
 LONG = ("attention", "convolutions", "layer norm", "tanh, four hidden layers")
 
 
+@pytest.mark.half
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG[:2] else []) for n in NETS]
 )

@@ -232,6 +232,7 @@ def test_examples_that_depend_on_each_other_in_blocks(x64):
     assert_near(flat(problem.params, found), truth, jnp.float64, 1e4)
 
 
+@pytest.mark.half
 @pytest.mark.parametrize("name", ["tanh_mlp", "conv_with_bias", "tokens", "moved"])
 def test_in_float32(name):
     problem, fisher = fisher_of(name, jnp.float32)

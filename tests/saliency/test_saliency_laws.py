@@ -76,6 +76,7 @@ def test_float64_leaves_have_float64_scores_and_their_neighbours_float32_ones(na
         assert score.dtype == (jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32)
 
 
+@pytest.mark.half
 @pytest.mark.parametrize("name", SALIENCIES)
 def test_inside_jit_and_outside_the_scores_are_the_same(name):
     problem, roundings = cluttered(), ROUNDINGS.get(name, 1000)
@@ -87,6 +88,7 @@ def test_inside_jit_and_outside_the_scores_are_the_same(name):
         near(flat(problem.params, off), scored(name), jnp.float32, roundings)
 
 
+@pytest.mark.half
 @pytest.mark.parametrize("name", SALIENCIES)
 def test_bfloat16_parameters_are_scored_in_float32(name):
     problem = cluttered()
@@ -176,6 +178,7 @@ ANY_TREE = {
 }
 
 
+@pytest.mark.half
 @pytest.mark.parametrize("tree", TREES)
 def test_every_kind_of_tree_is_scored_and_pruned_to_the_exact_count(tree):
     params, batch = TREES[tree].make(), (jnp.ones((3, 1)), jnp.zeros(3))

@@ -136,6 +136,7 @@ def test_later_layers_see_the_pruned_model_and_aim_at_the_dense_one(x64):
 ZOO = ("crelu", "einsum_attention", "lenet5", "siamese_conv", "text_cnn")
 
 
+@pytest.mark.half
 @pytest.mark.parametrize("name", ZOO)
 def test_the_error_is_never_above_that_of_plain_removal(name):
     net = NETS[name]()
