@@ -40,7 +40,7 @@ def rows(name: str) -> list[list[str]]:
     """Ratio of one program to steps, and to programs, one after the other."""
     model, shape, batch, steps = CASES[name]
     inputs = jax.random.normal(jax.random.key(0), (2048, *shape))
-    split = Split(inputs, jnp.arange(2048) % 10)
+    split = jax.tree.map(jnp.asarray, Split(np.asarray(inputs), np.arange(2048) % 10))
     apply = lambda params, x: model.apply({"params": params}, x)
     init = lambda key: model.init(key, inputs[:1])["params"]
     keys = jnp.stack([jax.random.key(seed) for seed in range(SEEDS)])

@@ -32,6 +32,7 @@ from jaxprune.transforms import (
     mask_of,
     prune_gradually,
     regrow,
+    remove_units,
     straight_through,
     with_mask,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "prune_gradually",
     "quantize",
     "regrow",
+    "remove_units",
     "report",
     "reporting",
     "rewind",

@@ -2,7 +2,7 @@
 
 from jaxprune.coupling.finding import couple
 from jaxprune.coupling.groups import Coupling, Group, Member
-from jaxprune.coupling.models import gated, ones, shrunk_apply
+from jaxprune.coupling.models import gated, gated_apply, ones, shrunk_apply
 from jaxprune.coupling.storing import from_json, to_json, with_model
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "couple",
     "from_json",
     "gated",
+    "gated_apply",
     "ones",
     "shrunk_apply",
     "to_json",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -87,7 +87,10 @@ class Coupling:
     @cached_property
     def numbers(self) -> int:
         """How many labels of units there are, the 0 of what is never removed included."""
-        return 1 + max((int(g.ids.max()) for g in self.groups.values()), default=0)
+        named = [group.ids for group in self.groups.values()]
+        axes = [ids for leaf in self.labels for ids in leaf]
+        counted = [ids for p in self.products for ids in (*p.axes, *p.outputs)]
+        return 1 + max((int(ids.max()) for ids in (*named, *axes, *counted) if len(ids)), default=0)
 
     def group(self, name: str) -> Group:
         """A group by its name.
@@ -209,6 +212,43 @@ class Coupling:
                 parts.append(rows[member.positions].reshape(group.units, -1))
             found[name] = reduce(jnp.asarray(xp.concatenate(parts, axis=1)), axis=1)
         return found
+
+    def part(self, take: Callable[[Any], Any], variables: Params) -> Coupling:
+        """The same units in a part of the variables, such as what an optimizer trains.
+
+        Flags of units, `{group: bool[units]}`, serve both. A part has no model.
+
+        Args:
+          take: from the variables to the part, such as `lambda variables: variables["params"]`.
+          variables: the tree that was coupled.
+
+        Raises:
+          ValueError: another tree than the one that was coupled.
+
+        Example:
+          >>> from jaxprune.coupling import couple
+          >>> v = {"params": [jnp.ones((1, 2)), jnp.ones((2, 1))], "seen": jnp.ones(2)}
+          >>> apply = lambda v, x: (x @ v["params"][0] - v["seen"]) @ v["params"][1]
+          >>> coupling = couple(apply, v, jnp.ones((1, 1))).part(lambda v: v["params"], v)
+          >>> coupling.mask({"0": np.array([True, False])}, v["params"])[0]
+          Array([[ True, False]], dtype=bool)
+        """
+        self.check(variables)
+        numbers = jax.tree.unflatten(jax.tree.structure(variables), range(len(self.names)))
+        named = trees.named_leaves(take(numbers))
+        new = {self.names[number]: name for name, number in named}
+        groups = {}
+        for name, group in self.groups.items():
+            own = [member._replace(leaf=new[member.leaf]) for member in group.members
+                   if member.leaf in new]  # fmt: skip
+            if own:
+                groups[name] = group._replace(members=tuple(own))
+        of = lambda values: tuple(values[number] for _, number in named)
+        return replace(
+            self, names=tuple(name for name, _ in named), shapes=of(self.shapes),
+            itemsizes=of(self.itemsizes), labels=of(self.labels), groups=groups, source=None,
+            pinned={(new[n], a): why for (n, a), why in self.pinned.items() if n in new},
+        )  # fmt: skip
 
     def check(self, tree: Any) -> None:
         """Raise unless a tree has the leaves that were coupled.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.coupling import batches
 from jaxprune.coupling.finding import Source
 from jaxprune.coupling.groups import Coupling, Kept
-from jaxprune.jaxpr.reading import Reading, read
+from jaxprune.jaxpr.reading import Reading, abstract, read
 from jaxprune.jaxpr.replay import Replay
 from jaxprune.jaxpr.replay_rules import RULES
 from jaxprune.types import Apply, PyTree
@@ -25,33 +26,36 @@ def source_of(coupling: Coupling) -> Source:
     """
     if coupling.source is None:
         raise ValueError(
-            "This coupling was loaded from a file and has no model. Give it one with "
-            "`with_model(coupling, apply, variables, *inputs)`, or couple the model anew."
+            "This coupling was loaded from a file, or is a part of one, and has no model. Give it "
+            "one with `with_model(coupling, apply, variables, *inputs)`, or couple anew."
         )
     return coupling.source
 
 
 class _Readings:
-    """Readings of one model, one per shape of the inputs."""
+    """Readings of one model, one per shape of the inputs; `apply` in place of what was coupled."""
 
-    def __init__(self, coupling: Coupling) -> None:
+    def __init__(
+        self, coupling: Coupling, apply: Callable[..., Any] | None = None, has_aux: bool = False
+    ) -> None:
         self.coupling, self.source = coupling, source_of(coupling)
+        self.apply, self.has_aux = apply or self.source.apply, has_aux
         self._by_shape: dict[Any, tuple[Reading, np.ndarray]] = {}
 
     def of(self, inputs: tuple[PyTree, ...]) -> tuple[Reading, np.ndarray]:
         """The reading for inputs of these shapes, and the unit of every label's class."""
-        leaves, structure = jax.tree.flatten(inputs)
-        shapes = tuple((np.shape(x), jnp.result_type(x)) for x in leaves)
-        key = (structure, shapes)
+        like, source = abstract(inputs), self.source
+        leaves, structure = jax.tree.flatten(like)
+        key = (structure, tuple((x.shape, x.dtype) for x in leaves))
         if key not in self._by_shape:
-            like = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
-            source = self.source
+            own = self.apply is source.apply
             reading = read(
-                source.apply,
+                self.apply,
                 source.variables,
-                jax.tree.unflatten(structure, like),
+                like,
                 inexact=source.inexact,
-                choices=source.choices,
+                choices=source.choices if own else None,
+                has_aux=self.has_aux,
             )
             self._by_shape[key] = reading, self.coupling.units_of(reading)
         return self._by_shape[key]
@@ -118,30 +122,48 @@ def gated(coupling: Coupling, variables: PyTree) -> Callable[..., Any]:
     return lambda gates, *inputs: apply(variables, gates, *inputs)
 
 
-def gated_apply(coupling: Coupling) -> Callable[..., Any]:
+def gated_apply(
+    coupling: Coupling, apply: Callable[..., Any] | None = None, *, has_aux: bool = False
+) -> Callable[..., Any]:
     """`gated` for any variables: the model is read once for all of them.
+
+    With gates of single examples, `{group: [N, units]}`, one backward pass gives every example's
+    derivative in every gate besides the gradient of the parameters: what Fisher pruning needs, out
+    of the train step itself (see `jp.remove_units`).
 
     Args:
       coupling: from `couple`.
+      apply: in place of the model that was coupled another function of the same variables, such as
+        the model in training, `apply(variables, *inputs) -> outputs`.
+      has_aux: it returns `(outputs, aux)`, such as updated statistics.
 
     Returns:
       `apply(variables, gates, *inputs) -> outputs`. A group without gates is left as it is.
 
     Raises:
       ValueError: a loaded coupling without a model; when called, variables that were not coupled,
-        an unknown group, or another number of gates than it has units.
-    """
-    readings = _Readings(coupling)
+        an unknown group, or another number of gates than it has units; gates of examples on a
+        group that is read where examples are not an axis of their own.
 
-    def apply(variables: PyTree, gates: Mapping[str, Any], *inputs: PyTree) -> PyTree:
+    Example:
+      >>> from jaxprune.coupling import couple
+      >>> w = [jnp.array([[1.0, 2.0]]), jnp.array([[3.0], [0.5]])]
+      >>> coupling = couple(lambda w, x: jax.nn.relu(x @ w[0]) @ w[1], w, jnp.ones((1, 1)))
+      >>> total = lambda gates, x: gated_apply(coupling)(w, gates, x).sum()
+      >>> jax.grad(total)(ones(coupling, examples=2), jnp.array([[1.0], [2.0]]))
+      {'0': Array([[3., 1.],
+             [6., 2.]], dtype=float32)}
+    """
+    readings = _Readings(coupling, apply, has_aux)
+
+    def run(variables: PyTree, gates: Mapping[str, Any], *inputs: PyTree) -> PyTree:
         coupling.check(variables)
-        for name, gate in gates.items():
-            if np.shape(gate) != (coupling.group(name).units,):
-                raise ValueError(
-                    f"The gates of {name!r} have shape {np.shape(gate)}, the group has "
-                    f"{coupling.group(name).units} units."
-                )
+        examples = _check_gates(coupling, gates)
         reading, units = readings.of(inputs)
+        rows = None
+        if examples is not None:
+            twice = readings.of(batches.doubled(inputs, examples))[0]
+            rows = batches.example_axes(reading, twice, examples, coupling, units)
         has = np.zeros(coupling.numbers, bool)
         for name in gates:
             has[coupling.group(name).ids] = True
@@ -151,11 +173,26 @@ def gated_apply(coupling: Coupling) -> Callable[..., Any]:
             np.zeros(len(reading.walk.classes), bool),
             lambda roots: _along(coupling, gates, units[roots]),
             has[units],
+            rows,
         )
         outs = replay.run(reading.frame, [*jax.tree.leaves(variables), *jax.tree.leaves(inputs)])
         return jax.tree.unflatten(jax.tree.structure(reading.outputs), outs)
 
-    return apply
+    return run
+
+
+def _check_gates(coupling: Coupling, gates: Mapping[str, Any]) -> int | None:
+    """How many examples the gates are of; None if all examples share them."""
+    leading = {np.shape(gate)[:-1] for gate in gates.values()}
+    for name, gate in gates.items():
+        shape, units = np.shape(gate), coupling.group(name).units
+        if shape[-1:] != (units,) or len(shape) > 2 or len(leading) > 1:
+            raise ValueError(
+                f"The gates of {name!r} have shape {shape}, the group has {units} units: give all "
+                "groups one gate a unit, or all one for every unit of every example, [N, units]."
+            )
+    rows = next(iter(leading), ())
+    return rows[0] if rows else None
 
 
 def _along(coupling: Coupling, gates: Mapping[str, Any], units: np.ndarray) -> Any:
@@ -164,7 +201,8 @@ def _along(coupling: Coupling, gates: Mapping[str, Any], units: np.ndarray) -> A
     Gates of other groups stay out of it, so that a reader of the jaxpr sees which depends on which.
     """
     places = np.zeros(coupling.numbers, np.int64)
-    parts: list[Any] = [jnp.ones(1, jnp.result_type(float, *gates.values()))]
+    rows = next((np.shape(gate)[:-1] for gate in gates.values()), ())
+    parts: list[Any] = [jnp.ones((*rows, 1), jnp.result_type(float, *gates.values()))]
     count = 1
     for name, gate in gates.items():
         ids = coupling.groups[name].ids
@@ -177,10 +215,28 @@ def _along(coupling: Coupling, gates: Mapping[str, Any], units: np.ndarray) -> A
     where = places[units]
     if len(parts) == 2 and where.all():
         parts, where = parts[1:], where - 1
-    whole = jnp.concatenate(parts) if len(parts) > 1 else jnp.asarray(parts[0])
-    return whole.at[where].get(mode="promise_in_bounds", wrap_negative_indices=False)
+    whole = jnp.concatenate(parts, axis=-1) if len(parts) > 1 else jnp.asarray(parts[0])
+    return whole.at[..., where].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
-def ones(coupling: Coupling, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
-    """Gates of 1 for every unit, `{group: [units]}`."""
-    return {name: jnp.ones(group.units, dtype) for name, group in coupling.groups.items()}
+def ones(
+    coupling: Coupling,
+    dtype: Any = jnp.float32,
+    *,
+    groups: Iterable[str] | None = None,
+    examples: int | None = None,
+) -> dict[str, jax.Array]:
+    """Gates of 1, `{group: [units]}`.
+
+    Args:
+      coupling: from `couple`.
+      dtype: of the gates.
+      groups: names of those that get gates; by default all.
+      examples: gates of single examples, `{group: [examples, units]}`.
+
+    Raises:
+      ValueError: an unknown group.
+    """
+    rows = () if examples is None else (examples,)
+    names = coupling.groups if groups is None else groups
+    return {name: jnp.ones((*rows, coupling.group(name).units), dtype) for name in names}

@@ -58,6 +58,7 @@ def read(
     *,
     inexact: str = "pin",
     choices: dict[Place, int] | None = None,
+    has_aux: bool = False,
 ) -> Reading:
     """Read a model; of the ways to split an axis into units, the one that leaves most removable.
 
@@ -66,10 +67,14 @@ def read(
       variables, inputs: pytrees of arrays or of shapes.
       inexact: "pin" what could not be removed exactly, or "allow" it.
       choices: the ways to split, from an earlier reading (`walk.choices`).
+      has_aux: `apply` returns (outputs, aux); what is in aux limits no removal.
     """
     program, outputs = equations.trace(apply, abstract(variables), *abstract(tuple(inputs)))
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(variables)]
-    again = lambda ways: read_program(program, shapes, inexact, ways)._replace(outputs=outputs)
+    count = len(jax.tree.leaves(outputs[0])) if has_aux else None
+    again = lambda ways: read_program(program, shapes, inexact, ways, outputs=count)._replace(
+        outputs=outputs
+    )
     if choices is not None:
         return again(choices)
     best = again({})
@@ -103,6 +108,8 @@ def read_program(
     inexact: str = "pin",
     choices: dict[Place, int] | None = None,
     facts: Sequence[tuple[Emits, ...]] | None = None,
+    *,
+    outputs: int | None = None,
 ) -> Reading:
     """Labels of a program whose first arguments are parameters.
 
@@ -111,6 +118,7 @@ def read_program(
       shapes: of the parameters; the remaining arguments are inputs.
       inexact, choices: see `read`.
       facts: what the slices of every parameter hold, per axis; by default zeros, as if removed.
+      outputs: how many of the program's outputs are the model's, the first ones; by default all.
     """
     walk = Walk(RULES, choices, inexact)
     arguments = []
@@ -123,7 +131,7 @@ def read_program(
         arguments.append(walk.data(shape, varies=True))
     frame = walk.enter(program, arguments)
     frame.parameters = len(shapes)
-    for value in frame.outputs:
+    for value in frame.outputs[:outputs]:
         walk.pin(value, "an output of the model")
     for variable, value in zip(program.arguments, arguments[: len(shapes)], strict=False):
         if not frame.consumers(variable):

@@ -32,8 +32,9 @@ class Replay:
       rules: of the primitives whose parameters name sizes.
       removed: bool per label (representatives of classes count).
       gates: a number per label, or None; what a unit contributes is multiplied by its gate where
-        it is contracted or summed.
+        it is contracted or summed. Of rank 2, it has a row for every example.
       gated: bool per label: which have a gate.
+      rows: for gates of rank 2, the axis of an operand that runs over examples.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class Replay:
         removed: np.ndarray,
         gates: Callable[[np.ndarray], Any] | None = None,
         gated: np.ndarray | None = None,
+        rows: Callable[[Frame, int | Constant, np.ndarray], int] | None = None,
     ) -> None:
         self.walk, self.rules, self.removed = walk, rules, removed
-        self.gates, self.gated = gates, gated
+        self.gates, self.gated, self.rows = gates, gated, rows
 
     def keeps(self, labels: np.ndarray) -> np.ndarray | None:
         """Which slices of an axis are kept; None if all are."""
@@ -89,7 +91,7 @@ class Replay:
         results = [frame.values[variable] for variable in equation.results]
         if index in frame.inner and (self.touches([*holds, *results]) or self._gated_inside(frame)):
             return self.rules[equation.name](self, frame, equation, operands)
-        operands = self._with_gates(equation, holds, operands)
+        operands = self._with_gates(frame, equation, holds, operands)
         if not self.touches([*holds, *results]):
             return equations.apply(equation, operands)
         short = self.rules.get(equation.name)
@@ -134,7 +136,7 @@ class Replay:
         return found
 
     def _with_gates(
-        self, equation: Equation, holds: Sequence[Value], operands: list[Any]
+        self, frame: Frame, equation: Equation, holds: Sequence[Value], operands: list[Any]
     ) -> list[Any]:
         found = self._gated_axes(equation, holds)
         if not found or self.gates is None:
@@ -143,8 +145,13 @@ class Replay:
         for operand, axis in found:
             x = operands[operand]
             roots = self.walk.classes.find(holds[operand].labels[axis])
-            shape = [-1 if a == axis else 1 for a in range(jnp.ndim(x))]
-            operands[operand] = x * self.gates(roots).astype(x.dtype).reshape(shape)
+            gates, along = self.gates(roots), [axis]
+            if gates.ndim == 2:
+                assert self.rows is not None, "gates of examples come with their axis"
+                along = [self.rows(frame, equation.operands[operand], roots), axis]
+                gates = gates if along[0] < axis else gates.T
+            shape = [jnp.shape(x)[a] if a in along else 1 for a in range(jnp.ndim(x))]
+            operands[operand] = x * gates.astype(x.dtype).reshape(shape)
         return operands
 
     def shorten(self, array: Any, keeps: Sequence[np.ndarray | None]) -> Any:

@@ -195,3 +195,17 @@ def test_several_inputs_are_a_tuple():
     assert np.isfinite(vector(scorer(net.variables, (net.inputs, targets)))).all()
     with pytest.raises(ValueError, match="coupled with 2 inputs"):
         scorer(net.variables, (net.inputs[0], targets))
+
+
+@pytest.mark.half
+@pytest.mark.parametrize("name", ["heads", *ZOO])
+def test_gates_of_examples_have_every_examples_slope(name, x64):
+    found = case(name)
+    apply = models.gated_apply(found.coupling)
+    unpacked = found.batch[0] if isinstance(found.batch[0], tuple) else (found.batch[0],)
+    examples = len(jax.tree.leaves(unpacked)[0])
+    gates = jp.coupling.ones(found.coupling, jnp.float64, examples=examples)
+    total = lambda gates: jnp.sum(loss(apply(found.params, gates, *unpacked), found.batch[1]))
+    slopes = jax.grad(total)(gates)
+    scores = {group: np.mean(np.square(rows), 0) / 2 for group, rows in slopes.items()}
+    near(scores, made("fisher", name)(found.params, found.batch))

@@ -1,0 +1,222 @@
+"""Whole units removed while the model trains, by what its own train steps say of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxprune import trees
+from jaxprune.coupling.groups import Coupling
+from jaxprune.saliency.gates import check_units
+from jaxprune.saliency.units import per_cost
+from jaxprune.select.ranking import check_floor, rank_leaves
+from jaxprune.transforms.mask_state import (
+    MaskState,
+    initial_state,
+    is_empty,
+    masked_updates,
+    need_params,
+)
+from jaxprune.types import Params, PyTree
+
+Units = dict[str, jax.Array]
+"""`{group: [units]}`."""
+
+
+class RemovalState(NamedTuple):
+    """The state of `remove_units`; `jp.mask_of` reads its mask.
+
+    Attributes:
+      masking: the mask of the parameters, steps seen, removals refused.
+      kept: which units are left, `{group: bool[units]}`.
+      sums: the signal since the last removal, summed over examples.
+      examples: how many those are, float32 scalar.
+    """
+
+    masking: MaskState
+    kept: Units
+    sums: Units
+    examples: jax.Array
+
+
+def fisher_signal(slopes: jax.Array) -> jax.Array:
+    """`sum_n s_n^2 / 2`, s_n the derivative of example n's loss in a gate; [N, units] to [units].
+
+    References:
+      Theis et al. 2018, Faster gaze prediction with dense networks and Fisher pruning; Crowley et
+      al. 2018, Pruning neural networks: is it time to nip it in the bud?
+    """
+    return jnp.sum(jnp.square(slopes), axis=0) / 2
+
+
+def taylor_signal(slopes: jax.Array) -> jax.Array:
+    """`sum_n s_n`; the score is its absolute value, first-order Taylor (Molchanov et al. 2019)."""
+    return jnp.sum(slopes, axis=0)
+
+
+SIGNALS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "fisher": fisher_signal,
+    "taylor": taylor_signal,
+}
+
+
+def remove_units(
+    coupling: Coupling,
+    *,
+    every: int,
+    each: int = 1,
+    stop: int | None = None,
+    signal: Literal["fisher", "taylor"] = "fisher",
+    cost: str | Mapping[str, Any] | None = None,
+    groups: Collection[str] | None = None,
+    floor: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+    """Remove the least important units while the model is fine-tuned: put it LAST in the chain.
+
+    The signal costs no pass of its own: differentiate the train step's loss in gates of single
+    examples besides the parameters, and pass those derivatives on.
+
+        apply = jp.coupling.gated_apply(coupling, train, has_aux=True)
+        gates = jp.coupling.ones(coupling, groups=inner, examples=batch)
+
+        def objective(params, gates, stats, x, y):
+            logits, stats = apply({"params": params, "batch_stats": stats}, gates, x)
+            return jnp.mean(loss(logits, y)), stats
+
+        (_, stats), (grads, slopes) = jax.value_and_grad(objective, (0, 1), has_aux=True)(...)
+        updates, state = tx.update(grads, state, params, gates=slopes)
+
+    After every `every` steps the `each` units of the lowest score over the examples since go, in
+    one ranking over all groups, and what belongs to them stays exactly 0. A removal is refused,
+    and `MaskState.refused` counts it, if a score is NaN or infinite.
+
+    Args:
+      coupling: whose variables are what the chain trains; of more variables than that (statistics)
+        take `coupling.part(lambda v: v["params"], variables)`.
+      every: steps between removals.
+      each: units that go at once.
+      stop: units that go in all, at most; by default all but the floors.
+      signal: "fisher", `mean_n s_n^2 / 2`, or "taylor", `|mean_n s_n|`, with s_n the derivative of
+        example n's loss in the unit's gate.
+      cost: scores are divided by what a unit costs in the whole network, see
+        `jp.saliency.per_cost`; by default they are not.
+      groups: names of those that lose units; by default all.
+      floor: units that every group keeps.
+
+    Returns:
+      A gradient transformation; `update` needs `params`, and `gates=`, the gradient of the MEAN
+      loss in the gates, `{group: [N, units]}`.
+
+    Raises:
+      ValueError: no units, an unknown group, signal or cost, numbers below 1; at the first
+        `update`, no `params`, or `gates` that are missing or of other groups or shapes.
+
+    References:
+      Theis et al. 2018; Crowley et al. 2018 (every=100, each=1, groups between a block's two
+      convolutions).
+
+    Example:
+      >>> from jaxprune.coupling import couple, gated_apply, ones
+      >>> w = [jnp.array([[1.0, 2.0]]), jnp.array([[3.0], [0.5]])]
+      >>> x = jnp.array([[1.0], [2.0]])
+      >>> coupling = couple(lambda w, x: jax.nn.relu(x @ w[0]) @ w[1], w, x)
+      >>> apply = gated_apply(coupling)
+      >>> mean_loss = lambda w, gates: jnp.mean((apply(w, gates, x) - x) ** 2)
+      >>> gradient, slopes = jax.grad(mean_loss, (0, 1))(w, ones(coupling, examples=2))
+      >>> tx = optax.chain(optax.sgd(0.01), remove_units(coupling, every=1))
+      >>> updates, state = tx.update(gradient, tx.init(w), w, gates=slopes)
+      >>> bool(state[1].kept["0"][0]), bool(state[1].kept["0"][1])
+      (True, False)
+    """
+    some = _some(coupling, groups)
+    if signal not in SIGNALS:
+        raise ValueError(f"Unknown signal {signal!r}. Known: {list(SIGNALS)}.")
+    check_floor(floor)
+    for name, number in (("every", every), ("each", each), ("stop", 1 if stop is None else stop)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"`{name}` is an integer >= 1, got {number!r}.")
+    sizes = {name: group.units for name, group in some.groups.items()}
+    most = sum(max(units - floor, 0) for units in sizes.values())
+    most = most if stop is None else min(stop, most)
+    zeros = lambda: {name: jnp.zeros(units, jnp.float32) for name, units in sizes.items()}
+    costly = (lambda scores: scores) if cost is None else lambda s: per_cost(s, some, cost)
+
+    def init(params: Params) -> RemovalState:
+        if not is_empty(params):
+            coupling.check(params)
+        kept = {name: jnp.ones(units, bool) for name, units in sizes.items()}
+        masking = initial_state(trees.full_mask(params), params)
+        return RemovalState(masking, kept, zeros(), jnp.float32(0))
+
+    def remove(state: RemovalState, params: Params) -> RemovalState:
+        score = lambda total: jnp.abs(total / state.examples)
+        scores = costly({name: score(total) for name, total in state.sums.items()})
+        left = sum(jnp.sum(keep) for keep in state.kept.values())
+        total = sum(sizes.values())
+        goes = jnp.minimum(total - left + each, most)
+        shown = [jnp.where(state.kept[name], scores[name], -jnp.inf) for name in sizes]
+        drawn = rank_leaves(list(sizes), shown, goes / total, "global", floor, -1)
+        fine = jnp.all(jnp.stack([jnp.isfinite(s).all() for s in scores.values()]))
+        pairs = zip(sizes, drawn, strict=True)
+        kept = {name: state.kept[name] & (keep | ~fine) for name, keep in pairs}
+        masking = state.masking._replace(
+            mask=coupling.mask(kept, params),
+            reached=jnp.float32(1) - sum(jnp.sum(keep) for keep in kept.values()) / total,
+            refused=state.masking.refused + (~fine).astype(jnp.int32),
+        )
+        return RemovalState(masking, kept, zeros(), jnp.float32(0))
+
+    @jax.jit
+    def refresh(state: RemovalState, params: Params, slopes: Units) -> RemovalState:
+        examples = next(iter(slopes.values())).shape[0]
+        add = lambda total, g: total + SIGNALS[signal](g.astype(jnp.float32) * examples)
+        step = optax.safe_increment(state.masking.step)
+        state = state._replace(
+            masking=state.masking._replace(step=step),
+            sums={name: add(state.sums[name], slopes[name]) for name in sizes},
+            examples=state.examples + examples,
+        )
+        return jax.lax.cond(step % every == 0, lambda s: remove(s, params), lambda s: s, state)
+
+    def update(
+        updates: PyTree,
+        state: RemovalState,
+        params: Params | None = None,
+        *,
+        gates: Mapping[str, Any] | None = None,
+        **extra: Any,
+    ) -> tuple[PyTree, RemovalState]:
+        params = need_params(params)
+        state = refresh(state, params, _checked(gates, sizes))
+        return masked_updates(updates, state.masking.mask, params), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _some(coupling: Coupling, groups: Collection[str] | None) -> Coupling:
+    """The coupling with only some of its groups."""
+    check_units(coupling)
+    names = coupling.groups if groups is None else groups
+    return dataclasses.replace(coupling, groups={name: coupling.group(name) for name in names})
+
+
+def _checked(gates: Mapping[str, Any] | None, sizes: Mapping[str, int]) -> Units:
+    if gates is None:
+        raise ValueError(
+            "Units are removed by what the train step says of them, and that was not passed: call "
+            "`tx.update(grads, state, params, gates=slopes)`, see `jp.remove_units`."
+        )
+    for name, units in sizes.items():
+        shape = np.shape(gates[name]) if name in gates else None
+        if shape is None or len(shape) != 2 or shape[1] != units:
+            raise ValueError(
+                f"`gates` has {'nothing' if shape is None else f'shape {shape}'} for the group "
+                f"{name!r}, expected a derivative for every example and unit, [N, {units}]."
+            )
+    return {name: jnp.asarray(gates[name]) for name in sizes}
