@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,7 +25,7 @@ from jaxprune.transforms.mask_state import (
     masked_updates,
     need_params,
 )
-from jaxprune.types import Params, PyTree
+from jaxprune.types import Batch, Params, PyTree, ScoreFunction
 
 Units = dict[str, jax.Array]
 """`{group: [units]}`."""
@@ -72,7 +74,7 @@ def remove_units(
     every: int,
     each: int = 1,
     stop: int | None = None,
-    signal: Literal["fisher", "taylor"] = "fisher",
+    signal: Literal["fisher", "taylor"] | ScoreFunction = "fisher",
     cost: str | Mapping[str, Any] | None = None,
     groups: Collection[str] | None = None,
     floor: int = 1,
@@ -103,7 +105,8 @@ def remove_units(
       each: units that go at once.
       stop: units that go in all, at most; by default all but the floors.
       signal: "fisher", `mean_n s_n^2 / 2`, or "taylor", `|mean_n s_n|`, with s_n the derivative of
-        example n's loss in the unit's gate.
+        example n's loss in the unit's gate; or a function `(params, batch) -> {group: [units]}`,
+        such as `jp.saliency.unit_magnitude(coupling)`, that is called when units go.
       cost: scores are divided by what a unit costs in the whole network, see
         `jp.saliency.per_cost`; by default they are not.
       groups: names of those that lose units; by default all.
@@ -111,7 +114,8 @@ def remove_units(
 
     Returns:
       A gradient transformation; `update` needs `params`, and `gates=`, the gradient of the MEAN
-      loss in the gates, `{group: [N, units]}`.
+      loss in the gates, `{group: [N, units]}`; for a function as the signal, `batch=` if it reads
+      one instead.
 
     Raises:
       ValueError: no units, an unknown group, signal or cost, numbers below 1; at the first
@@ -135,68 +139,102 @@ def remove_units(
       (True, False)
     """
     some = _some(coupling, groups)
-    if signal not in SIGNALS:
-        raise ValueError(f"Unknown signal {signal!r}. Known: {list(SIGNALS)}.")
+    if not callable(signal) and signal not in SIGNALS:
+        raise ValueError(f"Unknown signal {signal!r}. Known: {list(SIGNALS)}, or a function.")
     check_floor(floor)
     for name, number in (("every", every), ("each", each), ("stop", 1 if stop is None else stop)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ValueError(f"`{name}` is an integer >= 1, got {number!r}.")
-    sizes = {name: group.units for name, group in some.groups.items()}
-    most = sum(max(units - floor, 0) for units in sizes.values())
+    most = sum(max(group.units - floor, 0) for group in some.groups.values())
     most = most if stop is None else min(stop, most)
-    zeros = lambda: {name: jnp.zeros(units, jnp.float32) for name, units in sizes.items()}
-    costly = (lambda scores: scores) if cost is None else lambda s: per_cost(s, some, cost)
+    removal = _Removal(coupling, some, every, each, most, signal, cost, floor)
+    return optax.GradientTransformationExtraArgs(removal.init, removal.update)
 
-    def init(params: Params) -> RemovalState:
+
+@dataclass(frozen=True, eq=False)
+class _Removal:
+    """What `remove_units` was asked for, checked; `some` has the groups that lose units."""
+
+    coupling: Coupling
+    some: Coupling
+    every: int
+    each: int
+    most: int
+    signal: str | ScoreFunction
+    cost: str | Mapping[str, Any] | None
+    floor: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {name: group.units for name, group in self.some.groups.items()}
+
+    def nothing(self) -> Units:
+        sizes = {} if callable(self.signal) else self.sizes
+        return {name: jnp.zeros(units, jnp.float32) for name, units in sizes.items()}
+
+    def init(self, params: Params) -> RemovalState:
         if not is_empty(params):
-            coupling.check(params)
-        kept = {name: jnp.ones(units, bool) for name, units in sizes.items()}
+            self.coupling.check(params)
+        kept = {name: jnp.ones(units, bool) for name, units in self.sizes.items()}
         masking = initial_state(trees.full_mask(params), params)
-        return RemovalState(masking, kept, zeros(), jnp.float32(0))
-
-    def remove(state: RemovalState, params: Params) -> RemovalState:
-        score = lambda total: jnp.abs(total / state.examples)
-        scores = costly({name: score(total) for name, total in state.sums.items()})
-        left = sum(jnp.sum(keep) for keep in state.kept.values())
-        total = sum(sizes.values())
-        goes = jnp.minimum(total - left + each, most)
-        shown = [jnp.where(state.kept[name], scores[name], -jnp.inf) for name in sizes]
-        drawn = rank_leaves(list(sizes), shown, goes / total, "global", floor, -1)
-        fine = jnp.all(jnp.stack([jnp.isfinite(s).all() for s in scores.values()]))
-        pairs = zip(sizes, drawn, strict=True)
-        kept = {name: state.kept[name] & (keep | ~fine) for name, keep in pairs}
-        masking = state.masking._replace(
-            mask=coupling.mask(kept, params),
-            reached=jnp.float32(1) - sum(jnp.sum(keep) for keep in kept.values()) / total,
-            refused=state.masking.refused + (~fine).astype(jnp.int32),
-        )
-        return RemovalState(masking, kept, zeros(), jnp.float32(0))
-
-    @jax.jit
-    def refresh(state: RemovalState, params: Params, slopes: Units) -> RemovalState:
-        examples = next(iter(slopes.values())).shape[0]
-        add = lambda total, g: total + SIGNALS[signal](g.astype(jnp.float32) * examples)
-        step = optax.safe_increment(state.masking.step)
-        state = state._replace(
-            masking=state.masking._replace(step=step),
-            sums={name: add(state.sums[name], slopes[name]) for name in sizes},
-            examples=state.examples + examples,
-        )
-        return jax.lax.cond(step % every == 0, lambda s: remove(s, params), lambda s: s, state)
+        return RemovalState(masking, kept, self.nothing(), jnp.float32(0))
 
     def update(
+        self,
         updates: PyTree,
         state: RemovalState,
         params: Params | None = None,
         *,
         gates: Mapping[str, Any] | None = None,
+        batch: Batch = None,
         **extra: Any,
     ) -> tuple[PyTree, RemovalState]:
         params = need_params(params)
-        state = refresh(state, params, _checked(gates, sizes))
+        slopes = {} if callable(self.signal) else _checked(gates, self.sizes)
+        state = self.refresh(state, params, slopes, batch)
         return masked_updates(updates, state.masking.mask, params), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    @partial(jax.jit, static_argnums=0, inline=True)  # `cond` would compile at every eager call
+    def refresh(
+        self, state: RemovalState, params: Params, slopes: Units, batch: Batch
+    ) -> RemovalState:
+        step = optax.safe_increment(state.masking.step)
+        state = state._replace(masking=state.masking._replace(step=step))
+        if not callable(self.signal):
+            signal, examples = SIGNALS[self.signal], next(iter(slopes.values())).shape[0]
+            add = lambda total, g: total + signal(g.astype(jnp.float32) * examples)
+            sums = {name: add(total, slopes[name]) for name, total in state.sums.items()}
+            state = state._replace(sums=sums, examples=state.examples + examples)
+        remove = lambda state: self.remove(state, params, batch)
+        return jax.lax.cond(step % self.every == 0, remove, lambda state: state, state)
+
+    def remove(self, state: RemovalState, params: Params, batch: Batch) -> RemovalState:
+        scores, total = self.scores(state, params, batch), self.some.units
+        left = sum(jnp.sum(keep) for keep in state.kept.values())
+        goes = jnp.minimum(total - left + self.each, self.most)
+        shown = [jnp.where(keep, scores[name], -jnp.inf) for name, keep in state.kept.items()]
+        drawn = rank_leaves(list(scores), shown, goes / total, "global", self.floor, -1)
+        finite = [
+            jnp.isfinite(jnp.where(keep, scores[name], 0)).all()
+            for name, keep in state.kept.items()
+        ]
+        fine = jnp.all(jnp.stack(finite))
+        pairs = zip(state.kept.items(), drawn, strict=True)
+        kept = {name: old & (new | ~fine) for (name, old), new in pairs}
+        masking = state.masking._replace(
+            mask=self.coupling.mask(kept, params),
+            reached=jnp.float32(1) - sum(jnp.sum(keep) for keep in kept.values()) / total,
+            refused=state.masking.refused + (~fine).astype(jnp.int32),
+        )
+        return RemovalState(masking, kept, self.nothing(), jnp.float32(0))
+
+    def scores(self, state: RemovalState, params: Params, batch: Batch) -> Units:
+        if callable(self.signal):
+            found = self.signal(params, batch)
+            scores = {name: jnp.asarray(found[name], jnp.float32) for name in self.sizes}
+        else:
+            scores = {name: jnp.abs(sums / state.examples) for name, sums in state.sums.items()}
+        return scores if self.cost is None else per_cost(scores, self.some, self.cost)
 
 
 def _some(coupling: Coupling, groups: Collection[str] | None) -> Coupling:

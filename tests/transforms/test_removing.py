@@ -136,6 +136,7 @@ def plan(batches, kept, each, floor, most, cost=None):
     return kept
 
 
+@pytest.mark.half
 @pytest.mark.parametrize(
     ("each", "floor", "stop", "cost"),
     [(1, 1, None, None), (2, 2, None, None), (1, 1, 3, None), (3, 1, None, "flops")],
@@ -169,6 +170,29 @@ def test_the_lowest_units_since_the_last_removal_go(light, each, floor, stop, co
         gone = jax.tree.map(lambda p, m: bool(jnp.all(jnp.where(m, True, p == 0))), params, mask)
         assert all(jax.tree.leaves(gone))
     assert sum(int((~flags).sum()) for flags in kept.values()) == most
+
+
+@pytest.mark.parametrize("kind", ["l1", "random", "taylor"])
+def test_other_signals_are_asked_when_units_go(light, kind):
+    variables, coupling, x, y = light
+    params = variables["params"]
+    part = coupling.part(lambda v: v["params"], variables)
+    whole = lambda params: {**variables, "params": params}
+    signal = {
+        "l1": jp.saliency.unit_magnitude(part, incoming=True),
+        "random": jp.saliency.random_units(part, jax.random.key(0)),
+        "taylor": lambda p, batch: jp.saliency.unit_taylor(coupling, losses)(whole(p), batch),
+    }[kind]
+    tx = jp.remove_units(part, every=2, signal=signal, groups=INNER)
+    state = tx.init(params)
+    gradient = jax.tree.map(jnp.zeros_like, params)
+    for _ in range(2):
+        scores = signal(params, (x, y))
+        _, state = tx.update(gradient, state, params, batch=(x, y))
+    lowest = min((float(scores[name].min()), name) for name in INNER)[1]
+    expected = {name: np.ones(coupling.groups[name].units, bool) for name in INNER}
+    expected[lowest][int(scores[lowest].argmin())] = False
+    jax.tree.map(np.testing.assert_array_equal, state.kept, expected)
 
 
 def test_masked_and_shrunk_compute_the_same_along_the_path(light):
