@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import data
-from experiments.gradual.orders import Orders
 from experiments.gradual.task import Config, Network, Task
 from experiments.image_batches import CHANNELS, mirror, normalise, shift
 from experiments.models import MobileNetV1, mobilenet
 from experiments.naming import check_known
+from experiments.orders import Orders
 from experiments.training import cross_entropy
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from experiments import data
 from experiments.data import PairSplit
-from experiments.gradual.orders import Orders
 from experiments.gradual.task import Config, Network, Task
 from experiments.models import Seq2Seq, Translator, seq2seq
+from experiments.orders import Orders
 
 AT_ONCE = 250
 MEASURED = 2000

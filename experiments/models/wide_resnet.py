@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,17 +45,21 @@ class WideBlock(nn.Module):
       width: channels that come out.
       middle: channels between the two convolutions.
       stride: of the first.
+      dtype: of the arithmetic, by default that of the parameters.
     """
 
     width: int
     middle: int
     stride: int = 1
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, C] to [N, H / stride, W / stride, width]."""
-        conv = partial(nn.Conv, use_bias=False)
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
+        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
+        norm = partial(
+            nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype
+        )  # fmt: skip
         x = nn.relu(norm(name="first_norm")(inputs))
         shortcut = inputs
         if inputs.shape[-1] != self.width or self.stride > 1:
@@ -76,6 +81,7 @@ class WideResNet(nn.Module):
       classes: number of logits.
       z: the middle widths as a multiple of the output widths.
       middles: every block's middle width instead, such as a pruned network's.
+      dtype: of the arithmetic, by default that of the parameters.
     """
 
     depth: int = 40
@@ -83,6 +89,7 @@ class WideResNet(nn.Module):
     classes: int = 10
     z: float = 1.0
     middles: tuple[int, ...] | None = None
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool = False) -> jax.Array:
@@ -90,14 +97,18 @@ class WideResNet(nn.Module):
         outer = wide_widths(self.depth, self.width)
         middles = self.middles or middle_widths(outer, self.z)
         check_middles(middles, len(outer))
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
-        x = nn.Conv(STAGES[0], (3, 3), padding=1, use_bias=False, name="stem")(inputs)
+        norm = partial(
+            nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype
+        )  # fmt: skip
+        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
+        x = conv(STAGES[0], (3, 3), padding=1, name="stem")(inputs)
         each = len(outer) // 3
         for at, (wide, middle) in enumerate(zip(outer, middles, strict=True)):
             stride = 2 if at % each == 0 and at else 1
-            x = WideBlock(wide, middle, stride, name=f"block_{at}")(x, train)
+            x = WideBlock(wide, middle, stride, self.dtype, name=f"block_{at}")(x, train)
         x = nn.relu(norm(name="norm")(x))
-        return nn.Dense(self.classes, name="head")(jnp.mean(x, axis=(1, 2)))
+        float_type = jnp.promote_types(x.dtype, jnp.float32)
+        return nn.Dense(self.classes, name="head")(jnp.mean(x, axis=(1, 2), dtype=float_type))
 
 
 def check_middles(middles: Sequence[int], blocks: int) -> None:

@@ -48,12 +48,16 @@ def test_multiply_adds_are_those_published_with_one_for_every_normalised_number(
     assert round((products + count(found)) / 1e6, 1) == 328.3
 
 
-@pytest.mark.parametrize(("model", "units"), [(WideResNet(40, 2), 1344), (DenseNet(), 2304)])
+@pytest.mark.parametrize(
+    ("model", "units"),
+    [(WideResNet(40, 2), 1344), pytest.param(DenseNet(), 2304, marks=pytest.mark.slow)],
+)
 def test_units_between_the_convolutions_of_blocks_are_as_many_as_in_the_paper(model, units):
     groups = coupled(model).groups
     assert sum(g.units for name, g in groups.items() if name.endswith("/first")) == units
 
 
+@pytest.mark.half
 @pytest.mark.parametrize(
     ("model", "small", "blocks"),
     [

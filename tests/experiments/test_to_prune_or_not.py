@@ -15,9 +15,9 @@ from experiments import to_prune_or_not as experiment
 from experiments.data import PairSplit
 from experiments.gradual import language, report, running, translation
 from experiments.gradual.masks import Watch
-from experiments.gradual.orders import Orders
 from experiments.gradual.running import Program, Run
 from experiments.gradual.ways import DENSE, WAYS, Arm, arms
+from experiments.orders import Orders
 from tests.transforms.fresh import run_module
 
 CONFIG = experiment.configure(experiment.Arguments(task="lm", preset="smoke"))

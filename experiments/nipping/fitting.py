@@ -1,0 +1,226 @@
+"""One network trained: dense, from scratch, or fine-tuned while its units go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+import jaxprune as jp
+from experiments.nipping.task import Config, Problem, Shape
+from experiments.orders import Orders
+from jaxprune.types import PyTree
+
+SAVE_SECONDS = 60.0
+SIGNALS = ("fisher", "taylor", "l1", "random")
+
+
+class State(NamedTuple):
+    """All that a run carries from step to step.
+
+    Attributes:
+      step: steps done.
+      params: parameters.
+      stats: running statistics of BatchNorm.
+      opt_state: momentum, the schedule's count, and the mask where units go.
+      loss: mean over about the last hundred steps.
+    """
+
+    step: jax.Array
+    params: PyTree
+    stats: PyTree
+    opt_state: PyTree
+    loss: jax.Array
+
+
+class Removal(NamedTuple):
+    """How units go.
+
+    Attributes:
+      signal: one of `SIGNALS`.
+      most: how many in all.
+    """
+
+    signal: str
+    most: int
+
+
+def schedule(config: Config, steps: int) -> optax.Schedule:
+    """The rate of dense training: steps, or a warm-up of a twentieth and a cosine."""
+    if config.drops:
+        falls = {round(share * steps): config.drop for share in config.drops}
+        return optax.piecewise_constant_schedule(config.learning_rate, falls)
+    warm = max(steps // 20, 1)
+    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warm, max(steps, warm + 1))
+
+
+class Program:
+    """The steps of a network, compiled once for all seeds.
+
+    Args:
+      problem: data and networks.
+      shape: what is trained.
+      steps: optimizer steps.
+      removal: fine-tune while units go; else train.
+    """
+
+    def __init__(self, problem: Problem, shape: Shape, steps: int, removal: Removal | None = None):
+        self.problem, self.config, self.shape = problem, problem.config, shape
+        self.steps, self.removal = steps, removal
+        self.optimizer, self.gates, self.forward = self._parts()
+        self.update = jax.jit(self._update, donate_argnums=0)
+
+    def _parts(self) -> tuple[optax.GradientTransformationExtraArgs, PyTree, Callable[..., Any]]:
+        """The Optax chain, gates of 1 where the signal is read off gates, and the model."""
+        config, model = self.config, self.problem.model(self.shape)
+        rate: Any = schedule(config, self.steps) if self.removal is None else config.tune_rate
+        plain = optax.chain(
+            optax.add_decayed_weights(config.weight_decay, mask=_kernels),
+            optax.sgd(rate, momentum=0.9, nesterov=True),
+        )
+        train = lambda variables, images: model.apply(
+            variables, images, train=True, mutable=["batch_stats"]
+        )
+        if self.removal is None:
+            return optax.with_extra_args_support(plain), {}, lambda v, gates, x: train(v, x)
+        coupling, inner = self.problem.coupling, self.problem.inner
+        part = coupling.part(lambda v: v["params"], self.problem.variables(self.shape))
+        asked: Any = self.removal.signal
+        if asked == "l1":
+            asked = jp.saliency.unit_magnitude(part, incoming=True)
+        elif asked == "random":
+            asked = lambda params, key: jp.saliency.random_units(part, key)(params)
+        gone = jp.remove_units(
+            part, every=config.every, each=config.each, stop=self.removal.most, signal=asked,
+            groups=inner,
+        )  # fmt: skip
+        tx = optax.chain(plain, gone)
+        if callable(asked):
+            return tx, {}, lambda v, gates, x: train(v, x)
+        gates = jp.coupling.ones(coupling, groups=inner, examples=config.batch)
+        return tx, gates, jp.coupling.gated_apply(coupling, train, has_aux=True)
+
+    def start(self, variables: PyTree) -> State:
+        """The state before the first step."""
+        variables = jax.tree.map(jnp.array, variables)  # the first step takes them over
+        params, stats = variables["params"], variables["batch_stats"]
+        return State(jnp.int32(0), params, stats, self.optimizer.init(params), jnp.float32(0))
+
+    def _update(self, state: State, images: jax.Array, labels: jax.Array, key: jax.Array) -> State:
+        images = self.problem.batch(images, jax.random.fold_in(key, state.step))
+        wanted = optax.smooth_labels(
+            jax.nn.one_hot(labels, self.problem.classes), self.config.smoothing
+        )
+
+        def objective(params: PyTree, gates: PyTree) -> tuple[jax.Array, PyTree]:
+            variables = {"params": params, "batch_stats": state.stats}
+            logits, new = self.forward(variables, gates, images)
+            each = optax.softmax_cross_entropy(logits.astype(jnp.float32), wanted)
+            return jnp.mean(each), new["batch_stats"]
+
+        both = jax.value_and_grad(objective, (0, 1), has_aux=True)
+        (loss, stats), (gradient, slopes) = both(state.params, self.gates)
+        updates, opt_state = self.optimizer.update(
+            gradient, state.opt_state, state.params, gates=slopes, batch=key
+        )
+        params = optax.apply_updates(state.params, updates)
+        share = jnp.maximum(1 / (state.step + 1), 0.01)
+        mean = state.loss + share * (loss - state.loss)
+        return State(state.step + 1, params, stats, opt_state, mean)
+
+
+class Fit:
+    """A run of one network and seed on all local devices.
+
+    Args:
+      program: its steps.
+      seed: chooses first weights, batches and what happens to images.
+      folder: of the checkpoints.
+      dense: the variables that fine-tuning starts from; else they are new.
+      salt: new weights differ with it, batches do not.
+    """
+
+    def __init__(
+        self, program: Program, seed: int, folder: Path, dense: PyTree | None = None, salt: int = 0
+    ):
+        self.program, self.config, self.folder = program, program.config, folder
+        self.key, self.dense, self.salt = jax.random.key(seed), dense, salt
+        batch, devices = self.config.batch, jax.local_devices()
+        if batch % len(devices):
+            raise ValueError(
+                f"A batch of {batch} examples cannot be shared by {len(devices)} devices. Choose "
+                "a `batch` that is a multiple of their number."
+            )
+        self.orders = Orders(len(program.problem.train.targets), batch, seed)
+        mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+        self.split = NamedSharding(mesh, PartitionSpec("data"))
+        self.whole = NamedSharding(mesh, PartitionSpec())
+
+    def start(self) -> State:
+        """The state before the first step."""
+        program, dense = self.program, self.dense
+        new = lambda: program.problem.init(program.shape, jax.random.fold_in(self.key, self.salt))
+        return program.start(new() if dense is None else dense)
+
+    def run(
+        self,
+        told: Callable[[int], None],
+        seen: Callable[[int, State], None] = lambda step, state: None,
+    ) -> State:
+        """Train to the end, from the newest checkpoint if there is one.
+
+        Args:
+          told: called with the number of steps done since it was last called.
+          seen: called after every removal, and at the end; what it records is never lost to a
+            kill, because a checkpoint is written after it.
+        """
+        state = jax.device_put(self._newest(), self.whole)
+        program, key = self.program, jax.random.fold_in(self.key, 1000)
+        saved, step, shown = time.monotonic(), int(state.step), int(state.step)
+        while step < program.steps:
+            chosen = self.orders.at(step)
+            batch = tuple(part[chosen] for part in program.problem.train)
+            state = program.update(state, *jax.device_put(batch, self.split), key)
+            step += 1
+            if step % 16 == 0:
+                jax.block_until_ready(state.loss)  # not thousands of steps ahead
+            if program.removal is not None and step % self.config.every == 0:
+                seen(step, state)
+            if step % 50 == 0 or step == program.steps:
+                self._check(float(state.loss), step)
+                told(step - shown)
+                shown = step
+            if time.monotonic() - saved > SAVE_SECONDS or step == program.steps:
+                jp.checkpoint.save(self.folder, state, step=step, keep=1)
+                saved = time.monotonic()
+        return state
+
+    def _newest(self) -> State:
+        if jp.checkpoint.latest_step(self.folder) is None:
+            return self.start()
+        return jp.checkpoint.restore(self.folder, jax.eval_shape(self.start))
+
+    def _check(self, loss: float, step: int) -> None:
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss of {self.program.shape.label} is {loss} after {step} steps. Lower the "
+                f"learning rate ({self.config.learning_rate:g}, {self.config.tune_rate:g} in "
+                "fine-tuning)."
+            )
+
+
+def variables_of(state: State) -> dict[str, Any]:
+    """What the model is applied with."""
+    return {"params": state.params, "batch_stats": state.stats}
+
+
+def _kernels(params: PyTree) -> PyTree:
+    """True for the leaves that decay: not biases, not BatchNorm's."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

@@ -1,0 +1,237 @@
+"""What networks cost and take, tables in the paper's form, and plots, from the ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxprune as jp
+from experiments import ledger
+from experiments.nipping.arms import as_shape, marks, reduced, steps_to, tuned
+from experiments.nipping.task import Config, Problem, Shape
+from experiments.tables import difference, markdown, percent, spread
+from jaxprune.reporting import mean_and_spread
+
+Pieces = dict[str, Any]
+
+
+def names(config: Config) -> list[str]:
+    """The pieces of a seed, in the order of the tables."""
+    found = ["dense"]
+    for signal in config.signals:
+        for mark in config.marks:
+            found.append(tuned(signal, mark))
+            if signal in config.scratch:
+                found += [f"{signal} {mark:g} scratch", f"{signal} {mark:g} scratch long"]
+    found += [f"reduced {shape.label}" for shape in reduced(config)]
+    if config.copies:
+        found += [f"copy {mark:g}" for mark in config.marks if mark != max(config.marks)]
+    return found
+
+
+def measure(config: Config, problem: Problem, book: ledger.Ledger) -> None:
+    """Record what the first seed's networks cost, and how long they take on this device."""
+    for name in names(config):
+        piece = book.pieces.get(f"{name} seed 0")
+        if piece is None:
+            continue
+        shape = as_shape(piece["shape"])
+        if f"cost {shape.label}" not in book.pieces:
+            costs = problem.costs(shape)._asdict()
+            book.record(f"cost {shape.label}", {**costs, "ms": taken(problem, shape)})
+
+
+def taken(problem: Problem, shape: Shape) -> dict[str, list[float]]:
+    """Median milliseconds of a forward pass with lower and upper quartile, by batch size."""
+    variables, found = problem.init(shape, jax.random.key(0)), {}
+    apply = problem.model(shape).apply
+    for batch in problem.config.batches:
+        images = jnp.zeros((batch, *problem.image.shape[1:]))
+        one = jp.reporting.latency(apply, variables, images, repeats=20)
+        found[str(batch)] = [one.median_ms, one.lower_ms, one.upper_ms]
+    return found
+
+
+def errors(pieces: Pieces, name: str, config: Config) -> list[float]:
+    """Test errors, a value a finished seed."""
+    found = [pieces.get(f"{name} seed {seed}") for seed in range(config.seeds)]
+    return [piece["test"] for piece in found if piece is not None]
+
+
+def network_table(config: Config, pieces: Pieces) -> str:
+    """Every network: costs, milliseconds, GFLOP/s reached, error."""
+    rows = []
+    for name in names(config):
+        found = errors(pieces, name, config)
+        if not found:
+            continue
+        cost = pieces[f"cost {as_shape(pieces[f'{name} seed 0']['shape']).label}"]
+        most = max(config.batches)
+        reached = cost["flops"] * most / cost["ms"][str(most)][0] / 1e6
+        rows.append(
+            [
+                name, f"{cost['parameters']:,}", f"{cost['flops'] / 1e6:.2f}",
+                f"{cost['activations'] / 1024:.0f}",
+                *(_quartiles(cost["ms"][str(batch)]) for batch in config.batches),
+                f"{reached:.1f}", spread(found),
+            ]
+        )  # fmt: skip
+    times = [f"ms, batch {batch}" for batch in config.batches]
+    head = ["network", "parameters", "MFLOP", "activations, KiB", *times,
+            f"GFLOP/s, batch {max(config.batches)}", "error %"]  # fmt: skip
+    return markdown(head, rows)
+
+
+def _quartiles(ms: list[float]) -> str:
+    median, low, high = ms
+    return f"{median:.2f} ({low:.2f} .. {high:.2f})"
+
+
+def finding_table(config: Config, pieces: Pieces) -> str:
+    """Errors paired over seeds: the same architecture from scratch, minus pruned and tuned."""
+    rows = []
+    for signal in config.scratch:
+        for mark in config.marks:
+            ours = errors(pieces, tuned(signal, mark), config)
+            cells: list[str] = []
+            for kind in ("scratch", "scratch long"):
+                other = errors(pieces, f"{signal} {mark:g} {kind}", config)
+                if len(other) == len(ours) and ours:
+                    cells += difference(other, ours, ("better", "worse"))
+                else:
+                    cells += ["-", "-"]
+            rows.append([signal, percent(mark), *cells])
+    head = ["signal", "units gone", "scratch minus tuned", "scratch is", "scratch long minus tuned",
+            "scratch long is"]  # fmt: skip
+    return markdown(head, rows)
+
+
+def profile_table(config: Config, pieces: Pieces, problem: Problem) -> str:
+    """Units kept in every block, of all, mean over seeds."""
+    whole = [problem.coupling.groups[name].units for name in problem.inner]
+    rows = []
+    for signal in config.signals:
+        for mark in config.marks:
+            found = [pieces.get(f"{tuned(signal, mark)} seed {s}") for s in range(config.seeds)]
+            left = [as_shape(piece["shape"]).middles for piece in found if piece is not None]
+            if left:
+                means = np.mean(np.asarray(left, float), axis=0)
+                rows.append([f"{signal} {percent(mark)}", *(f"{mean:.1f}" for mean in means)])
+    head = ["units gone", *(f"{n} of {w}" for n, w in enumerate(whole))]
+    return markdown(head, rows)
+
+
+def budget_table(config: Config, pieces: Pieces, problem: Problem) -> str:
+    """Steps and FLOPs of one network's training, a backward pass taken as two forward passes."""
+    dense = config.epochs * problem.per_epoch
+    flops = pieces[f"cost {config.shape.label}"]["flops"]
+    rows = []
+    for what, steps in (
+        ("dense, scratch, reduced, copies", dense),
+        *((f"tuned to {percent(m)}", steps_to(config, n))
+          for m, n in marks(config, problem).items()),
+        *((f"scratch long, {percent(m)}", dense + steps_to(config, n))
+          for m, n in marks(config, problem).items()),
+    ):  # fmt: skip
+        whole = 3 * flops * steps * config.batch / 1e9
+        rows.append([what, f"{steps:,}", f"{whole:,.0f}"])
+    return markdown(["training", "steps", "GFLOP, at the dense network's size"], rows)
+
+
+def document(config: Config, problem: Problem, pieces: Pieces) -> str:
+    """Everything as Markdown."""
+    hardware, shape = ledger.hardware(), config.shape
+    seeds = len(errors(pieces, "dense", config))
+    command = "python experiments/nip_it_in_the_bud.py"
+    options = f"--network {config.network} --preset {config.preset} --dataset {config.dataset}"
+    units = sum(problem.coupling.groups[name].units for name in problem.inner)
+    parts = [
+        f"## {shape.label} on {config.dataset} ({config.preset})",
+        f"{seeds} seeds (0 to {seeds - 1}): mean ± sample standard deviation of the test error. "
+        f"{config.each} of {units:,} units between the convolutions of blocks go every "
+        f"{config.every} steps of {config.batch} examples. Costs are those of one image and of the "
+        "first seed's network; milliseconds medians with quartiles of a jitted forward pass.",
+        f"`{command} {options}`; {hardware['device']} ({hardware['platform']}, "
+        f"{hardware['cores']} cores, {hardware['devices']} devices), jax {hardware['jax']}, "
+        f"{config.dtype}.",
+        network_table(config, pieces),
+        "The same architecture from new weights against pruned and tuned, errors paired over seeds "
+        "with 95 % intervals:",
+        finding_table(config, pieces),
+        "Units kept in every block:",
+        profile_table(config, pieces, problem),
+        "Budgets:",
+        budget_table(config, pieces, problem),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def show(config: Config, problem: Problem, book: ledger.Ledger, stem: Path) -> None:
+    """Write the tables and the plot beside the JSON, and print the tables."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    text = document(config, problem, book.pieces)
+    console = Console()
+    console.print(Markdown(text))
+    page = stem.with_name(stem.name + ".md")
+    ledger.write_atomically(page, text)
+    draw(config, book.pieces, stem.with_name(stem.name + ".png"))
+    console.print(f"Results: {book.path}\nTables:  {page}", soft_wrap=True)
+
+
+def draw(config: Config, pieces: Pieces, path: Path) -> None:
+    """Error against parameters, FLOPs and milliseconds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.5), sharey=True)
+    most = max(config.batches)
+    costs = {
+        "parameters": lambda cost: cost["parameters"],
+        "MFLOP": lambda cost: cost["flops"] / 1e6,
+        f"ms at batch {most}": lambda cost: cost["ms"][str(most)][0],
+    }
+    for panel, (title, read) in zip(axes, costs.items(), strict=True):
+        for number, (family, own) in enumerate(families(config).items()):
+            points = []
+            for name in own:
+                found = errors(pieces, name, config)
+                if found:
+                    label = as_shape(pieces[f"{name} seed 0"]["shape"]).label
+                    points.append((read(pieces[f"cost {label}"]), *mean_and_spread(found)[:2]))
+            if points:
+                x, y, sd = zip(*sorted(points), strict=True)
+                panel.errorbar(x, y, yerr=[s or 0 for s in sd], label=family, capsize=3,
+                               marker="osv^Dx*+"[number % 8], color=f"C{number}")  # fmt: skip
+        panel.set_xscale("log")
+        panel.set_xlabel(title)
+        panel.grid(alpha=0.3)
+    axes[0].set_ylabel("test error %, mean ± sd")
+    axes[0].legend()
+    figure.suptitle(f"{config.shape.label} on {config.dataset}")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def families(config: Config) -> dict[str, list[str]]:
+    """Pieces by what a line of the plot shows."""
+    found: dict[str, list[str]] = {}
+    for name in names(config):
+        words = name.split()
+        if name == "dense":
+            family = "dense"
+        elif words[0] in ("reduced", "copy"):
+            family = words[0]
+        else:
+            family = " ".join([words[0], *words[2:]])
+        found.setdefault(family, []).append(name)
+    return found
