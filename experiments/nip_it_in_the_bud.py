@@ -29,7 +29,7 @@ from experiments import data, ledger
 from experiments.locking import Busy
 from experiments.naming import check_known
 from experiments.nipping import report
-from experiments.nipping.arms import Bench, marks, steps_to
+from experiments.nipping.arms import Bench, Told, marks, steps_to
 from experiments.nipping.fitting import Program
 from experiments.nipping.task import NETWORKS, Config, Problem
 from experiments.presenting import progress
@@ -110,19 +110,29 @@ def run(arguments: Arguments) -> Path:
     out = WORK / name if arguments.out is None else arguments.out
     book = ledger.Ledger(out / f"{name}.json", config)
     problem = Problem(config, arguments.data_dir)
+    failed: list[str] = []
     programs = cache(partial(Program, problem))
     with progress(total(config, problem)) as advance:
         for seed in range(config.seeds):
             bench = Bench(problem, programs, book, WORK / name, seed)
-            told = lambda steps, what: advance(steps, what[:16])
-            dense = bench.dense(told)
-            for signal in config.signals:
-                bench.path(signal, dense, told)
-            for arm in bench.others():
-                bench.scratch(arm, told)
+            try:
+                run_seed(bench, lambda steps, what: advance(steps, what[:16]))
+            except FloatingPointError as found:  # ends the seed, not the comparison
+                failed.append(f"Seed {seed}: {found}")
     report.measure(config, problem, book)
     report.show(config, problem, book, out / name)
+    if failed:
+        raise FloatingPointError("\n".join(failed))
     return book.path
+
+
+def run_seed(bench: Bench, told: Told) -> None:
+    """Every arm of a seed that is not finished."""
+    dense = bench.dense(told)
+    for signal in bench.config.signals:
+        bench.path(signal, dense, told)
+    for arm in bench.others():
+        bench.scratch(arm, told)
 
 
 def total(config: Config, problem: Problem) -> int:

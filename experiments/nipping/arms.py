@@ -115,7 +115,14 @@ class Bench:
                     self._keep(tuned(signal, mark), shape, state, kept, step)
 
         with alone(run.folder, wait=False):
-            run.run(lambda steps: told(steps, name), seen)
+            state = run.run(lambda steps: told(steps, name), seen)
+        lost = [mark for mark in counts if not self.has(tuned(signal, mark))]
+        if lost:
+            gone = sum(int(np.sum(~np.asarray(flags))) for flags in kept_of(state).values())
+            raise FloatingPointError(
+                f"{self.named(name)} ended with {gone} of {most} units gone: removals are refused "
+                "where the signal is not finite. Lower `tune_rate`."
+            )
 
     def _keep(self, name: str, shape: Shape, state: State, kept: Any, step: int) -> None:
         """The network at a mark: its checkpoint, really smaller, and its errors."""

@@ -34,12 +34,11 @@ def names(config: Config) -> list[str]:
 
 
 def measure(config: Config, problem: Problem, book: ledger.Ledger) -> None:
-    """Record what the first seed's networks cost, and how long they take on this device."""
+    """Record what networks cost and take on this device, of every arm the first finished seed's."""
     for name in names(config):
-        piece = book.pieces.get(f"{name} seed 0")
-        if piece is None:
+        shape = shape_of(config, book.pieces, name)
+        if shape is None:
             continue
-        shape = as_shape(piece["shape"])
         if f"cost {shape.label}" not in book.pieces:
             costs = problem.costs(shape)._asdict()
             book.record(f"cost {shape.label}", {**costs, "ms": taken(problem, shape)})
@@ -56,20 +55,31 @@ def taken(problem: Problem, shape: Shape) -> dict[str, list[float]]:
     return found
 
 
-def errors(pieces: Pieces, name: str, config: Config) -> list[float]:
+def by_seed(config: Config, pieces: Pieces, name: str) -> dict[int, Any]:
+    """The finished seeds of an arm."""
+    found = {seed: pieces.get(f"{name} seed {seed}") for seed in range(config.seeds)}
+    return {seed: piece for seed, piece in found.items() if piece is not None}
+
+
+def shape_of(config: Config, pieces: Pieces, name: str) -> Shape | None:
+    """The architecture of an arm, its first finished seed's."""
+    found = list(by_seed(config, pieces, name).values())
+    return as_shape(found[0]["shape"]) if found else None
+
+
+def errors(config: Config, pieces: Pieces, name: str) -> list[float]:
     """Test errors, a value a finished seed."""
-    found = [pieces.get(f"{name} seed {seed}") for seed in range(config.seeds)]
-    return [piece["test"] for piece in found if piece is not None]
+    return [piece["test"] for piece in by_seed(config, pieces, name).values()]
 
 
 def network_table(config: Config, pieces: Pieces) -> str:
     """Every network: costs, milliseconds, GFLOP/s reached, error."""
     rows = []
     for name in names(config):
-        found = errors(pieces, name, config)
-        if not found:
+        shape = shape_of(config, pieces, name)
+        if shape is None:
             continue
-        cost = pieces[f"cost {as_shape(pieces[f'{name} seed 0']['shape']).label}"]
+        cost, found = pieces[f"cost {shape.label}"], errors(config, pieces, name)
         most = max(config.batches)
         reached = cost["flops"] * most / cost["ms"][str(most)][0] / 1e6
         rows.append(
@@ -96,14 +106,13 @@ def finding_table(config: Config, pieces: Pieces) -> str:
     rows = []
     for signal in config.scratch:
         for mark in config.marks:
-            ours = errors(pieces, tuned(signal, mark), config)
+            ours = by_seed(config, pieces, tuned(signal, mark))
             cells: list[str] = []
             for kind in ("scratch", "scratch long"):
-                other = errors(pieces, f"{signal} {mark:g} {kind}", config)
-                if len(other) == len(ours) and ours:
-                    cells += difference(other, ours, ("better", "worse"))
-                else:
-                    cells += ["-", "-"]
+                other = by_seed(config, pieces, f"{signal} {mark:g} {kind}")
+                both = [(other[seed]["test"], ours[seed]["test"]) for seed in ours if seed in other]
+                pair = [list(values) for values in zip(*both, strict=True)]
+                cells += difference(pair[0], pair[1], ("better", "worse")) if both else ("-", "-")
             rows.append([signal, percent(mark), *cells])
     head = ["signal", "units gone", "scratch minus tuned", "scratch is", "scratch long minus tuned",
             "scratch long is"]  # fmt: skip
@@ -116,8 +125,8 @@ def profile_table(config: Config, pieces: Pieces, problem: Problem) -> str:
     rows = []
     for signal in config.signals:
         for mark in config.marks:
-            found = [pieces.get(f"{tuned(signal, mark)} seed {s}") for s in range(config.seeds)]
-            left = [as_shape(piece["shape"]).middles for piece in found if piece is not None]
+            found = by_seed(config, pieces, tuned(signal, mark)).values()
+            left = [as_shape(piece["shape"]).middles for piece in found]
             if left:
                 means = np.mean(np.asarray(left, float), axis=0)
                 rows.append([f"{signal} {percent(mark)}", *(f"{mean:.1f}" for mean in means)])
@@ -145,7 +154,9 @@ def budget_table(config: Config, pieces: Pieces, problem: Problem) -> str:
 def document(config: Config, problem: Problem, pieces: Pieces) -> str:
     """Everything as Markdown."""
     hardware, shape = ledger.hardware(), config.shape
-    seeds = len(errors(pieces, "dense", config))
+    seeds = len(errors(config, pieces, "dense"))
+    if not seeds:
+        return "Nothing is finished yet.\n"
     command = "python experiments/nip_it_in_the_bud.py"
     options = f"--network {config.network} --preset {config.preset} --dataset {config.dataset}"
     units = sum(problem.coupling.groups[name].units for name in problem.inner)
@@ -202,13 +213,13 @@ def draw(config: Config, pieces: Pieces, path: Path) -> None:
         for number, (family, own) in enumerate(families(config).items()):
             points = []
             for name in own:
-                found = errors(pieces, name, config)
-                if found:
-                    label = as_shape(pieces[f"{name} seed 0"]["shape"]).label
-                    points.append((read(pieces[f"cost {label}"]), *mean_and_spread(found)[:2]))
+                shape = shape_of(config, pieces, name)
+                if shape is not None:
+                    mean, sd, _ = mean_and_spread(errors(config, pieces, name))
+                    points.append((read(pieces[f"cost {shape.label}"]), mean, sd))
             if points:
-                x, y, sd = zip(*sorted(points), strict=True)
-                panel.errorbar(x, y, yerr=[s or 0 for s in sd], label=family, capsize=3,
+                x, y, spreads = zip(*sorted(points), strict=True)
+                panel.errorbar(x, y, yerr=[sd or 0 for sd in spreads], label=family, capsize=3,
                                marker="osv^Dx*+"[number % 8], color=f"C{number}")  # fmt: skip
         panel.set_xscale("log")
         panel.set_xlabel(title)
