@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,17 +9,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxprune as jp
+from experiments import resumable
 from experiments.gradual.masks import Watch
 from experiments.gradual.task import Config, Network, Task
 from experiments.gradual.ways import DENSE, Arm, with_zeros
 from jaxprune.types import Mask, Params
 
-SAVE_SECONDS = 60.0
 FORMS = (*jp.quantize.FORMS, "smallest")
 
 
@@ -93,15 +90,7 @@ class Run:
         self.network, self.arm = program.network, program.arm._replace(seed=seed)
         self.folder = work / self.arm.name.replace(" ", "_")
         self.key = jax.random.key(seed)
-        devices = jax.local_devices()
-        if self.config.batch % len(devices):
-            raise ValueError(
-                f"A batch of {self.config.batch} examples cannot be shared by {len(devices)} "
-                "devices. Choose a `batch` that is a multiple of their number."
-            )
-        mesh = jax.sharding.Mesh(np.array(devices), ("data",))
-        self.split = NamedSharding(mesh, PartitionSpec("data"))
-        self.whole = NamedSharding(mesh, PartitionSpec())
+        self.placed = resumable.placement(self.config.batch)
 
     def start(self) -> State:
         """The state before the first step."""
@@ -116,44 +105,29 @@ class Run:
         Args:
           told: called with the number of steps done since it was last called.
         """
-        state = jax.device_put(self._newest(), self.whole)
+        checkpoints, config = self.folder / "checkpoints", self.config
+        state = jax.device_put(resumable.newest(checkpoints, self.start), self.placed.whole)
         batches, key = self.task.batches(self.arm.seed), jax.random.fold_in(self.key, 1)
-        saved, step, shown = time.monotonic(), int(state.step), 0
-        watch = Watch(self.folder / "masks.jsonl", self._pruned_part(state), step)
-        while step < self.config.steps:
-            batch = jax.device_put(batches(step), self.split)
-            state = self.program.update(state, batch, key)
-            step += 1
-            if step % 16 == 0:
-                jax.block_until_ready(state.loss)  # not thousands of steps ahead
-            if step % self.config.every == 1 or step == self.config.steps:
+        watch = Watch(self.folder / "masks.jsonl", self._pruned_part(state), int(state.step))
+
+        def update(state: State, step: int) -> State:
+            batch = jax.device_put(batches(step), self.placed.split)
+            return self.program.update(state, batch, key)
+
+        def look(step: int, state: State) -> None:
+            if (step - 1) % config.every == 0 or step == config.steps:
                 watch.look(step - 1, self._pruned_part(state))
-                self._check(float(state.loss), step)
-                told(step - shown)
-                shown = step
-            if time.monotonic() - saved > SAVE_SECONDS or step == self.config.steps:
-                jp.checkpoint.save(self.folder / "checkpoints", state, step=step, keep=1)
-                saved = time.monotonic()
-        return state
+
+        return resumable.advance(
+            state, config.steps, checkpoints, update, told=told, look=look,
+            failing=f"Lower the learning rate of {self.arm.name} ({config.learning_rate:g}).",
+        )  # fmt: skip
 
     def _pruned_part(self, state: State) -> dict[str, jax.Array]:
         """The masks of the leaves that are pruned, by name."""
         named = jp.trees.named_leaves(self.mask_of(state))
         flags = jp.trees.prunable_flags(state.params, self.task.prunable)
         return {name: leaf for (name, leaf), flag in zip(named, flags, strict=True) if flag}
-
-    def _newest(self) -> State:
-        folder = self.folder / "checkpoints"
-        if jp.checkpoint.latest_step(folder) is None:
-            return self.start()
-        return jp.checkpoint.restore(folder, jax.eval_shape(self.start))
-
-    def _check(self, loss: float, step: int) -> None:
-        if not np.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss of {self.arm.name} is {loss} after {step} steps. Lower the learning "
-                f"rate ({self.config.learning_rate:g})."
-            )
 
     def mask_of(self, state: State) -> Mask:
         """The mask of a state; of a dense network all True."""

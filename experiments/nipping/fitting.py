@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxprune as jp
+from experiments import resumable
 from experiments.nipping.task import Config, Problem, Shape
 from experiments.orders import Orders
 from jaxprune.types import PyTree
 
-SAVE_SECONDS = 60.0
 SIGNALS = ("fisher", "taylor", "l1", "random")
 
 
@@ -152,16 +149,8 @@ class Fit:
     ):
         self.program, self.config, self.folder = program, program.config, folder
         self.key, self.dense, self.salt = jax.random.key(seed), dense, salt
-        batch, devices = self.config.batch, jax.local_devices()
-        if batch % len(devices):
-            raise ValueError(
-                f"A batch of {batch} examples cannot be shared by {len(devices)} devices. Choose "
-                "a `batch` that is a multiple of their number."
-            )
-        self.orders = Orders(len(program.problem.train.targets), batch, seed)
-        mesh = jax.sharding.Mesh(np.array(devices), ("data",))
-        self.split = NamedSharding(mesh, PartitionSpec("data"))
-        self.whole = NamedSharding(mesh, PartitionSpec())
+        self.orders = Orders(len(program.problem.train.targets), self.config.batch, seed)
+        self.placed = resumable.placement(self.config.batch)
 
     def start(self) -> State:
         """The state before the first step."""
@@ -181,39 +170,23 @@ class Fit:
           seen: called after every removal, and at the end; what it records is never lost to a
             kill, because a checkpoint is written after it.
         """
-        state = jax.device_put(self._newest(), self.whole)
         program, key = self.program, jax.random.fold_in(self.key, 1000)
-        saved, step, shown = time.monotonic(), int(state.step), int(state.step)
-        while step < program.steps:
+
+        def update(state: State, step: int) -> State:
             chosen = self.orders.at(step)
             batch = tuple(part[chosen] for part in program.problem.train)
-            state = program.update(state, *jax.device_put(batch, self.split), key)
-            step += 1
-            if step % 16 == 0:
-                jax.block_until_ready(state.loss)  # not thousands of steps ahead
+            return program.update(state, *jax.device_put(batch, self.placed.split), key)
+
+        def look(step: int, state: State) -> None:
             if program.removal is not None and step % self.config.every == 0:
                 seen(step, state)
-            if step % 50 == 0 or step == program.steps:
-                self._check(float(state.loss), step)
-                told(step - shown)
-                shown = step
-            if time.monotonic() - saved > SAVE_SECONDS or step == program.steps:
-                jp.checkpoint.save(self.folder, state, step=step, keep=1)
-                saved = time.monotonic()
-        return state
 
-    def _newest(self) -> State:
-        if jp.checkpoint.latest_step(self.folder) is None:
-            return self.start()
-        return jp.checkpoint.restore(self.folder, jax.eval_shape(self.start))
-
-    def _check(self, loss: float, step: int) -> None:
-        if not np.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss of {self.program.shape.label} is {loss} after {step} steps. Lower the "
-                f"learning rate ({self.config.learning_rate:g}, {self.config.tune_rate:g} in "
-                "fine-tuning)."
-            )
+        state = jax.device_put(resumable.newest(self.folder, self.start), self.placed.whole)
+        return resumable.advance(
+            state, program.steps, self.folder, update, told=told, look=look,
+            failing=f"Lower the learning rate of {program.shape.label} "
+            f"({self.config.learning_rate:g}, {self.config.tune_rate:g} in fine-tuning).",
+        )  # fmt: skip
 
 
 def variables_of(state: State) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 
 import jaxprune as jp
 from experiments import nip_it_in_the_bud as experiment
+from experiments import resumable
 from experiments.nipping import fitting, report
 from experiments.nipping.arms import Bench, Scratch, as_shape, kept_of, marks, reduced, tuned
 from experiments.nipping.fitting import Fit, Program, Removal, variables_of
@@ -109,7 +110,7 @@ def test_a_copycat_is_the_last_profile_and_at_most_as_large(problem, tmp_path):
 def test_a_path_that_is_killed_ends_with_the_bits_of_one_that_is_not(
     signal, problem, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(fitting, "SAVE_SECONDS", -1)  # a checkpoint after every step
+    monkeypatch.setattr(resumable, "SAVE_SECONDS", -1)  # a checkpoint after every step
     program = Program(problem, CONFIG.shape, 3, Removal(signal, 2 * CONFIG.each))
     dense = problem.init(CONFIG.shape, jax.random.key(5))
     seen = []

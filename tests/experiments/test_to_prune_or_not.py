@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from experiments import data
+from experiments import data, resumable
 from experiments import to_prune_or_not as experiment
 from experiments.data import PairSplit
-from experiments.gradual import language, report, running, translation
+from experiments.gradual import language, report, translation
 from experiments.gradual.masks import Watch
 from experiments.gradual.running import Program, Run
 from experiments.gradual.ways import DENSE, WAYS, Arm, arms
@@ -114,7 +114,7 @@ def test_a_run_that_is_killed_ends_with_the_bits_of_one_that_is_not(way, task, p
     broken = Run(program(way), 1, tmp_path / "broken")
     broken.task = task._replace(batches=lambda seed: killed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "SAVE_SECONDS", 0.0)
+        patch.setattr(resumable, "SAVE_SECONDS", 0.0)
         with pytest.raises(Killed):
             broken.train(lambda steps: None)
     done = []
@@ -130,7 +130,7 @@ def test_a_run_that_is_killed_ends_with_the_bits_of_one_that_is_not(way, task, p
 def test_a_loss_that_is_not_finite_ends_the_arm_by_name(task, tmp_path):
     config = replace(CONFIG, steps=4, every=2, learning_rate=math.nan)
     run = Run(Program(config, task, Arm(DENSE, 2, 0.0, 0)), 0, tmp_path)
-    with pytest.raises(FloatingPointError, match=r"dense width 2 .* is nan after .* rate \(nan\)"):
+    with pytest.raises(FloatingPointError, match=r"is nan after 4 steps.* dense width 2 .*\(nan\)"):
         run.train(lambda steps: None)
 
 

@@ -1,0 +1,96 @@
+"""A training loop on all local devices that loses a minute at most to a kill."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+import jaxprune as jp
+
+SAVE_SECONDS = 60.0
+SHOWN = 50
+"""Steps between two looks at the loss."""
+
+
+class Placement(NamedTuple):
+    """Where arrays lie.
+
+    Attributes:
+      split: batches, a part of the examples on every device.
+      whole: everything else, on every device.
+    """
+
+    split: NamedSharding
+    whole: NamedSharding
+
+
+def placement(batch: int) -> Placement:
+    """On all local devices.
+
+    Raises:
+      ValueError: they cannot share a batch.
+    """
+    devices = jax.local_devices()
+    if batch % len(devices):
+        raise ValueError(
+            f"A batch of {batch} examples cannot be shared by {len(devices)} devices. Choose a "
+            "`batch` that is a multiple of their number."
+        )
+    mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+    return Placement(*(NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ())))
+
+
+def newest(folder: Path, start: Callable[[], Any]) -> Any:
+    """The state of the newest checkpoint, or that before the first step."""
+    if jp.checkpoint.latest_step(folder) is None:
+        return start()
+    return jp.checkpoint.restore(folder, jax.eval_shape(start))
+
+
+def advance(
+    state: Any,
+    steps: int,
+    folder: Path,
+    update: Callable[[Any, int], Any],
+    *,
+    told: Callable[[int], None],
+    look: Callable[[int, Any], None] = lambda step, state: None,
+    failing: str = "The loss is not finite.",
+) -> Any:
+    """Take the steps that are left, with checkpoints on the way and at the end.
+
+    Args:
+      state: has the steps that are done as `step`, and a running mean as `loss`.
+      steps: in all.
+      folder: of the checkpoints.
+      update: `(state, step) -> state`; may donate its state.
+      told: called with the number of steps done since it was last called, at first with those of
+        earlier processes too.
+      look: called with the steps done and the state after every step, before that is saved.
+      failing: what to do about a loss that is not finite.
+
+    Raises:
+      FloatingPointError: the loss is NaN or infinite.
+    """
+    saved, step, shown = time.monotonic(), int(state.step), 0
+    while step < steps:
+        state = update(state, step)
+        step += 1
+        if step % 16 == 0:
+            jax.block_until_ready(state.loss)  # not thousands of steps ahead
+        look(step, state)
+        if step % SHOWN == 0 or step == steps:
+            if not np.isfinite(loss := float(state.loss)):
+                raise FloatingPointError(f"The loss is {loss} after {step} steps. {failing}")
+            told(step - shown)
+            shown = step
+        if time.monotonic() - saved > SAVE_SECONDS or step == steps:
+            jp.checkpoint.save(folder, state, step=step, keep=1)
+            saved = time.monotonic()
+    return state
