@@ -140,18 +140,14 @@ def main() -> None:
     for name, make in (QUICK if asked.quick else FULL).items():
         case = make()
         pairs = 3 if asked.quick else 25
-        plain = stepping(case, None)
-        between = measuring.paired(plain, stepping(case, NEVER), pairs=pairs)
-        update = measuring.paired(plain, stepping(case, 1), pairs=pairs)
-        average = between.median + (update.median - between.median) / EVERY
+        calls = [stepping(case, every) for every in (None, NEVER, 1)]
         rows.append(
             [
-                name, f"{jp.trees.count(case.params):,}", f"{between.baseline:.2f}",
-                f"{between.median:.3f} ({between.low:.3f} .. {between.high:.3f})",
-                f"{update.median:.3f} ({update.low:.3f} .. {update.high:.3f})",
-                f"{average:.3f}",
+                name,
+                f"{jp.trees.count(case.params):,}",
+                *measuring.schedule_cells(*calls, every=EVERY, pairs=pairs),
             ]
-        )  # fmt: skip
+        )
     head = ["network", "parameters", "plain ms", "between updates", "with an update",
             f"average, every {EVERY}"]  # fmt: skip
     measuring.publish("gradual", "python benchmarks/gradual.py", head, rows)

@@ -124,3 +124,24 @@ def ratio_cells(ratio: Ratio) -> list[str]:
         f"{ratio.milliseconds:.3f}",
         f"{ratio.baseline:.3f}",
     ]
+
+
+def schedule_cells(
+    plain: Callable[[], Any],
+    between: Callable[[], Any],
+    busy: Callable[[], Any],
+    *,
+    every: int,
+    pairs: int,
+) -> list[str]:
+    """Steps that do something more every so many steps: cells against plain steps.
+
+    Args:
+      plain, between, busy: calls that take a step: plain, between two times, and at such a time.
+      every: steps from one time to the next, for the average.
+      pairs: number of pairs.
+    """
+    idle, active = (paired(plain, call, pairs=pairs) for call in (between, busy))
+    average = idle.median + (active.median - idle.median) / every
+    told = [f"{r.median:.3f} ({r.low:.3f} .. {r.high:.3f})" for r in (idle, active)]
+    return [f"{idle.baseline:.2f}", *told, f"{average:.3f}"]

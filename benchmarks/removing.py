@@ -106,18 +106,8 @@ def main() -> None:
     rows = []
     for name, case in (QUICK if asked.quick else FULL).items():
         pairs = 3 if asked.quick else 25
-        plain = stepping(case, None)
-        between = measuring.paired(plain, stepping(case, NEVER), pairs=pairs)
-        removal = measuring.paired(plain, stepping(case, 1), pairs=pairs)
-        average = between.median + (removal.median - between.median) / EVERY
-        rows.append(
-            [
-                name, f"{between.baseline:.2f}",
-                f"{between.median:.3f} ({between.low:.3f} .. {between.high:.3f})",
-                f"{removal.median:.3f} ({removal.low:.3f} .. {removal.high:.3f})",
-                f"{average:.3f}",
-            ]
-        )  # fmt: skip
+        calls = [stepping(case, every) for every in (None, NEVER, 1)]
+        rows.append([name, *measuring.schedule_cells(*calls, every=EVERY, pairs=pairs)])
     head = ["network", "plain ms", "between removals", "with a removal", f"average, every {EVERY}"]
     measuring.publish("removing", "python benchmarks/removing.py", head, rows)
 
