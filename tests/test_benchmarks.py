@@ -75,11 +75,12 @@ def test_a_call_that_does_three_times_the_work_takes_three_times_as_long():
 
 
 @pytest.mark.slow
-def test_the_gradual_benchmark_prints_its_table_and_saves_nothing_unasked():
-    saved = lambda: {p.name: p.read_text() for p in (ROOT / "benchmarks/results").glob("grad*.md")}
-    before = saved()
-    assert "MobileNetV1" in run("benchmarks/gradual.py", "--quick")
-    assert saved() == before
+@pytest.mark.parametrize(("name", "told"), [("gradual", "MobileNetV1"), ("removing", "WRN-10-1")])
+def test_benchmarks_of_steps_print_their_table_and_save_nothing_unasked(name, told):
+    saved = ROOT / "benchmarks" / "results" / f"{name}.md"
+    before = saved.read_text()
+    assert told in run(f"benchmarks/{name}.py", "--quick")
+    assert saved.read_text() == before
 
 
 @pytest.mark.slow
