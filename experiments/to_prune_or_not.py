@@ -50,8 +50,8 @@ _CNN = Config(
 )  # fmt: skip
 _LM = Config(
     task="lm", preset="cpu", dataset="web_words", large=128, small=(8, 16, 32, 64),
-    sparsities=(0.5, 0.8, 0.85, 0.9, 0.95), seeds=3, steps=1000, batch=32, learning_rate=4e-3,
-    every=50, others=_OTHERS, other_sparsities=(0.9,), length=20,
+    sparsities=(0.5, 0.8, 0.85, 0.9, 0.95), seeds=3, steps=600, batch=32, learning_rate=1e-2,
+    every=30, others=_OTHERS, other_sparsities=(0.9,), length=20,
 )  # fmt: skip
 _SEQ2SEQ = Config(
     task="seq2seq", preset="cpu", dataset="cmudict", large=96, small=(16, 24, 32, 48),

@@ -145,6 +145,16 @@ def test_windows_of_a_stream_go_on_where_the_last_one_ended():
         language.windows(text[:5], 3, 4)
 
 
+def test_a_language_model_starts_near_the_frequencies_of_the_words(task):
+    words = data.load_words("toy_words")
+    network = task.network(2)
+    params, rest = network.init(jax.random.key(0))
+    counts = 1 + np.bincount(words.train[: CONFIG.examples], minlength=len(words.vocabulary))
+    unigram = math.exp(-np.mean(np.log(counts / counts.sum())[words.test]))
+    found = network.measure(params, rest, "test")["perplexity"]
+    assert found == pytest.approx(unigram, rel=0.05)
+
+
 def test_an_epoch_takes_every_example_once_and_a_seed_has_one_order():
     orders, again = Orders(23, 5, seed=3), Orders(23, 5, seed=3)
     steps = [orders.at(step) for step in range(8)]
