@@ -144,7 +144,7 @@ def _told(title: str, better: str, compared: Compared) -> str:
 def _counted(verdicts: list[tuple[str, str]], wanted: str) -> str:
     told = []
     for number, steps in enumerate(("the tuning steps", "all steps")):
-        own = [pair[number] for pair in verdicts]
+        own = [pair[number] for pair in verdicts if pair[number] != "not measured"]
         other = sum(v not in (wanted, "undecided") for v in own)
         told.append(
             f"with {steps} it holds at {own.count(wanted)} of {len(own)} sizes, the contrary at "

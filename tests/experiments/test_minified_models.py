@@ -208,6 +208,13 @@ def test_a_difference_is_told_only_where_its_interval_excludes_zero(a, b, verdic
     assert findings.said(a, b)[1] == verdict
 
 
+def test_what_is_not_measured_counts_for_nothing():
+    verdicts = [("higher", "lower"), ("undecided", "not measured"), ("not measured", "lower")]
+    told = findings._counted(verdicts, "higher")
+    assert "with the tuning steps it holds at 1 of 2 sizes, the contrary at 0, 1 undecided" in told
+    assert "with all steps it holds at 0 of 2 sizes, the contrary at 2, 0 undecided" in told
+
+
 def test_binary_metrics_agree_with_counting():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=400).round(1)  # with ties
