@@ -32,7 +32,7 @@ def task(config: Config, data_dir: Path | None = None) -> Task:
     text = words.train[: config.examples]
     inputs, targets = windows(text, config.batch, config.length)
     counts = 1 + np.bincount(text, minlength=len(words.vocabulary))
-    frequencies = jnp.log(jnp.asarray(counts / counts.sum(), jnp.float32))
+    frequencies = np.log(counts / counts.sum()).astype(np.float32)
     parts = {part: getattr(words, part) for part in ("validation", "test")}
     measured = {
         part: windows(text, MEASURED, min(config.length, (len(text) - 1) // MEASURED))
@@ -67,7 +67,7 @@ def task(config: Config, data_dir: Path | None = None) -> Task:
 
         def init(key: jax.Array) -> tuple[Any, Any]:
             params = model.init(key)
-            softmax = {**params["softmax"], "bias": frequencies}
+            softmax = {**params["softmax"], "bias": jnp.array(frequencies)}  # steps take it over
             return {**params, "softmax": softmax}, model.start(config.batch)
 
         return Network(init, loss, measure)
