@@ -42,8 +42,11 @@ def pytest_collection_modifyitems(items):
     The fast ones lie as the white squares of a board: of two parameters every value is among them.
     """
     for item in items:
-        if item.get_closest_marker("half") and sum(item.callspec.indices.values()) % 2:
-            item.add_marker("slow")
+        if item.get_closest_marker("half"):
+            tables = [mark.args[0] for mark in item.iter_markers("parametrize")]
+            firsts = [(t.split(",") if isinstance(t, str) else t)[0].strip() for t in tables]
+            if sum(item.callspec.indices[name] for name in firsts) % 2:
+                item.add_marker("slow")
 
 
 @pytest.fixture

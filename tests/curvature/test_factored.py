@@ -207,6 +207,7 @@ def test_products_gram_columns_and_diagonal(name, x64):
         start += leaf.size * is_float(leaf)
 
 
+@pytest.mark.half
 @pytest.mark.parametrize(("name", "blocks"), BLOCKED)
 def test_products_and_solves_in_blocks(name, blocks, x64):
     problem, fisher = fisher_of(name)
@@ -289,6 +290,7 @@ def layer(rng, n, p, b, i, o):
     return Layer(draw(n, p, b, i), draw(n, p, b, o), Layout(shape, (turn,), (b, i, o)))
 
 
+@pytest.mark.half
 @pytest.mark.parametrize("entries", [1, 40, 1 << 20])
 @pytest.mark.parametrize(
     "shape", [(6, 1, 1, 5, 4), (4, 3, 2, 5, 3), (3, 2, 1, 9, 11), (7, 9, 1, 2, 3)]

@@ -78,6 +78,7 @@ def whole(measure, name):
         return MEASURES[measure](APPLIES[name], N)(*case(name))
 
 
+@pytest.mark.half
 @pytest.mark.parametrize("name", ["mlp", pytest.param("conv", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("measure", MEASURES)
 def test_a_loop_over_microbatches_is_the_whole_batch(measure, name, x64):

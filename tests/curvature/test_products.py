@@ -48,6 +48,7 @@ def gauss_newton_matrix(name):
     return np.einsum("nkp,nkl,nlq->pq", j, h, j) / len(j)
 
 
+@pytest.mark.half
 @pytest.mark.parametrize("microbatch", [None, 2])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_gauss_newton_vp_is_jacobian_output_hessian_jacobian(name, microbatch, x64):

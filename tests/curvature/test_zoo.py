@@ -107,6 +107,7 @@ def test_fisher_and_its_second_moment_are_those_of_per_example_gradients(name):
     assert not fisher.is_hessian
 
 
+@pytest.mark.half
 def test_gradient_moments_are_those_of_per_example_gradients(name):
     moments, g = measured(name)[1], truth(name).gradients
     assert_near(flat(network(name).params, moments.mean), g.mean(0), jnp.float64, 1000)

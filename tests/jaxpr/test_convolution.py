@@ -56,6 +56,7 @@ def pulled(function, x, w, deltas):
     return outputs, jax.vmap(pull)(deltas)
 
 
+@pytest.mark.half
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_values_and_gradients_are_those_of_xla(padding, layout, x64):

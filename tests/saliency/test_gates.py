@@ -67,6 +67,7 @@ def test_fisher_is_half_the_mean_square_of_single_examples(name, x64):
     near(made("fisher", name)(found.params, found.batch), expected)
 
 
+@pytest.mark.half
 @pytest.mark.parametrize("name", ["heads", *ZOO])
 def test_fisher_is_that_of_gates_example_by_example(name, x64):
     found = case(name)

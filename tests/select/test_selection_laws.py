@@ -84,6 +84,7 @@ def test_exactly_as_many_go_as_were_asked_for_under_ties_too(name, kind):
         assert gone == row.count(list(SHAPES.values()), sparsity)
 
 
+@pytest.mark.half
 @pytest.mark.parametrize("name", BY_SPARSITY)
 def test_a_traced_sparsity_prunes_what_a_number_prunes(name):
     many, found = sweep(name)

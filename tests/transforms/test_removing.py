@@ -172,6 +172,7 @@ def test_the_lowest_units_since_the_last_removal_go(light, each, floor, stop, co
     assert sum(int((~flags).sum()) for flags in kept.values()) == most
 
 
+@pytest.mark.half
 @pytest.mark.parametrize("kind", ["l1", "random", "taylor"])
 def test_other_signals_are_asked_when_units_go(light, kind):
     variables, coupling, x, y = light
