@@ -29,7 +29,7 @@ from experiments import data, ledger
 from experiments.locking import Busy
 from experiments.naming import check_known
 from experiments.nipping import report
-from experiments.nipping.arms import Bench, Told, marks, steps_to
+from experiments.nipping.arms import Bench, Told, marks, smaller_marks, steps_to
 from experiments.nipping.fitting import Program
 from experiments.nipping.task import NETWORKS, Config, Problem
 from experiments.presenting import progress
@@ -92,10 +92,9 @@ def configure(arguments: Arguments) -> Config:
       ValueError: an unknown network; less than one seed.
     """
     check_known("network", [arguments.network], NETWORKS)
-    config = PRESETS[arguments.preset][arguments.network]
-    config = replace(
-        config, dtype=arguments.dtype, dataset=arguments.dataset or config.dataset
-    )  # fmt: skip
+    config = replace(PRESETS[arguments.preset][arguments.network], dtype=arguments.dtype)
+    if arguments.dataset is not None:
+        config = replace(config, dataset=arguments.dataset)
     if arguments.seeds is None:
         return config
     if arguments.seeds < 1:
@@ -132,16 +131,16 @@ def run_seed(bench: Bench, told: Told) -> None:
     for signal in bench.config.signals:
         bench.path(signal, dense, told)
     for arm in bench.others():
-        bench.scratch(arm, told)
+        bench.train(arm, told)
 
 
 def total(config: Config, problem: Problem) -> int:
     """About how many steps there are, for the bar."""
-    dense, ends = config.epochs * problem.per_epoch, marks(config, problem).values()
+    dense, ends = problem.dense_steps, marks(config, problem).values()
     path = steps_to(config, max(ends))
     twice = sum(2 * dense + steps_to(config, count) for count in ends)
     small = len(config.depths) + len(config.widths) + len(config.zs)
-    small += len(config.marks) - 1 if config.copies else 0
+    small += len(smaller_marks(config)) if config.copies else 0
     each = dense * (1 + small) + len(config.signals) * path + len(config.scratch) * twice
     return config.seeds * each
 

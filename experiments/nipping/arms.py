@@ -14,6 +14,7 @@ from experiments import ledger
 from experiments.locking import alone
 from experiments.nipping.fitting import Fit, Program, Removal, State, variables_of
 from experiments.nipping.task import Config, Problem, Shape
+from jaxprune.coupling.groups import Kept
 from jaxprune.transforms import RemovalState
 
 Told = Callable[..., None]
@@ -51,7 +52,6 @@ class Bench:
         self.problem, self.config, self.book = problem, problem.config, book
         self.programs = programs
         self.work, self.seed = work, seed
-        self.dense_steps = self.config.epochs * problem.per_epoch
 
     def named(self, name: str) -> str:
         """A piece's name in the ledger."""
@@ -76,7 +76,7 @@ class Bench:
                   for part in ("validation", "test")}  # fmt: skip
         return {**errors, "shape": list(shape)}
 
-    def scratch(self, arm: Scratch, told: Told) -> State | None:
+    def train(self, arm: Scratch, told: Told) -> State | None:
         """Train a network from new weights, unless that is done."""
         if self.has(arm.name):
             return None
@@ -89,8 +89,8 @@ class Bench:
 
     def dense(self, told: Told) -> Any:
         """The dense network's variables: trained once, then read from their checkpoint."""
-        arm = Scratch("dense", self.config.shape, self.dense_steps)
-        state = self.scratch(arm, told)
+        arm = Scratch("dense", self.config.shape, self.problem.dense_steps)
+        state = self.train(arm, told)
         if state is None:
             run = self.fit(arm)
             state = jp.checkpoint.restore(run.folder, jax.eval_shape(run.start))
@@ -99,53 +99,50 @@ class Bench:
     def path(self, signal: str, dense: Any, told: Told) -> None:
         """Fine-tune while units go; at every mark the network is measured and kept."""
         counts = marks(self.config, self.problem)
-        missing = [mark for mark in counts if not self.has(tuned(signal, mark))]
-        if not missing:
+        missing = lambda: [mark for mark in counts if not self.has(tuned(signal, mark))]
+        if not missing():
             return
         most, name = max(counts.values()), f"{signal} path"
-        steps, shape = steps_to(self.config, most), self.config.shape
-        program = self.programs(shape, steps, Removal(signal, most))
+        steps = steps_to(self.config, most)
+        program = self.programs(self.config.shape, steps, Removal(signal, most))
         run = Fit(program, self.seed, self.folder(name), dense)
 
         def seen(step: int, state: State) -> None:
-            kept = {n: np.asarray(flags) for n, flags in kept_of(state).items()}
-            gone = sum(int(np.sum(~flags)) for flags in kept.values())
-            for mark, count in counts.items():
-                if gone == count and not self.has(tuned(signal, mark)):
-                    self._keep(tuned(signal, mark), shape, state, kept, step)
+            kept = kept_of(state)
+            for mark in missing():
+                if gone(kept) == counts[mark]:
+                    self._keep(tuned(signal, mark), state, kept, step)
 
         with alone(run.folder, wait=False):
             state = run.run(lambda steps: told(steps, name), seen)
-        lost = [mark for mark in counts if not self.has(tuned(signal, mark))]
-        if lost:
-            gone = sum(int(np.sum(~np.asarray(flags))) for flags in kept_of(state).values())
+        if missing():
             raise FloatingPointError(
-                f"{self.named(name)} ended with {gone} of {most} units gone: removals are refused "
-                "where the signal is not finite. Lower `tune_rate`."
+                f"{self.named(name)} ended with {gone(kept_of(state))} of {most} units gone: removals "
+                "are refused where the signal is not finite. Lower `tune_rate`."
             )
 
-    def _keep(self, name: str, shape: Shape, state: State, kept: Any, step: int) -> None:
+    def _keep(self, name: str, state: State, kept: Kept, step: int) -> None:
         """The network at a mark: its checkpoint, really smaller, and its errors."""
-        small = jp.structure.shrink_units(variables_of(state), kept, self.problem.coupling)
-        left = self.problem.pruned_shape(kept)
+        coupling = self.problem.coupling
+        small = jp.structure.shrink_units(variables_of(state), kept, coupling)
+        left = self.problem.shape_with(jp.structure.width_profile(coupling, kept))
         jp.checkpoint.save(self.folder(name), small, step=step, keep=1)
         found = self.measured(left, small)
         self.book.record(self.named(name), {**found, "steps": step})
 
     def others(self) -> Iterator[Scratch]:
         """What is trained from scratch beside the paths, in an order that needs them first."""
-        config, counts = self.config, marks(self.config, self.problem)
+        config, steps = self.config, self.problem.dense_steps
         for signal in config.scratch:
-            for mark, count in counts.items():
-                shape = self.shape_of(tuned(signal, mark))
-                more = steps_to(config, count)
-                yield Scratch(f"{signal} {mark:g} scratch", shape, self.dense_steps)
-                yield Scratch(f"{signal} {mark:g} scratch long", shape, self.dense_steps + more)
+            for mark, count in marks(config, self.problem).items():
+                shape, more = self.shape_of(tuned(signal, mark)), steps_to(config, count)
+                yield Scratch(scratch(signal, mark), shape, steps)
+                yield Scratch(scratch_long(signal, mark), shape, steps + more)
         for shape in reduced(config):
-            yield Scratch(f"reduced {shape.label}", shape, self.dense_steps)
-        if config.copies and config.signals:
+            yield Scratch(by_hand(shape), shape, steps)
+        if config.copies:
             for mark, shape in self.copycats().items():
-                yield Scratch(f"copy {mark:g}", shape, self.dense_steps)
+                yield Scratch(copy(mark), shape, steps)
 
     def shape_of(self, name: str) -> Shape:
         """The architecture of a finished piece."""
@@ -153,37 +150,16 @@ class Bench:
 
     def copycats(self) -> dict[float, Shape]:
         """The last profile of the first signal, scaled to the parameters of its other marks."""
-        config, coupling, inner = self.config, self.problem.coupling, self.problem.inner
-        shapes = {m: self.shape_of(tuned(config.signals[0], m)) for m in config.marks}
-        last = shapes[max(config.marks)]
-        assert last.middles is not None
-        profile = dict(zip(inner, last.middles, strict=True))
-        whole = {n: g.units for n, g in coupling.groups.items() if n not in profile}
-        found = {}
-        for mark, shape in shapes.items():
-            assert shape.middles is not None
-            if mark != max(config.marks):
-                own = dict(zip(inner, shape.middles, strict=True))
-                target = coupling.parameters(jp.structure.kept_of(coupling, {**own, **whole}))
-                found[mark] = self._scaled(profile, target)
+        problem, coupling = self.problem, self.problem.coupling
+        profile_of = lambda mark: problem.profile(
+            self.shape_of(tuned(self.config.signals[0], mark))
+        )
+        last, found = profile_of(max(self.config.marks)), {}
+        for mark in smaller_marks(self.config):
+            target = coupling.parameters(jp.structure.kept_of(coupling, profile_of(mark)))
+            scaled = jp.structure.scaled_profile(coupling, last, parameters=target)
+            found[mark] = problem.shape_with(scaled)
         return found
-
-    def _scaled(self, profile: dict[str, int], target: int) -> Shape:
-        """The profile times the largest factor whose network has at most the target's parameters.
-
-        Only the widths between convolutions change.
-        """
-        coupling, sizes = self.problem.coupling, {}
-        for factor in np.geomspace(1, max(g.units for g in coupling.groups.values()), 400):
-            scaled = {
-                name: min(max(round(factor * width), 1), coupling.groups[name].units)
-                for name, width in profile.items()
-            }
-            if coupling.parameters(jp.structure.kept_of(coupling, scaled)) > target:
-                break
-            sizes = scaled
-        sizes = sizes or profile
-        return self.config.shape._replace(middles=tuple(sizes[n] for n in self.problem.inner))
 
 
 def tuned(signal: str, mark: float) -> str:
@@ -191,11 +167,35 @@ def tuned(signal: str, mark: float) -> str:
     return f"{signal} {mark:g} tuned"
 
 
+def scratch(signal: str, mark: float) -> str:
+    """The same of what is left, trained from new weights in the steps of dense training."""
+    return f"{signal} {mark:g} scratch"
+
+
+def scratch_long(signal: str, mark: float) -> str:
+    """The same in the steps of dense training and of fine-tuning."""
+    return f"{signal} {mark:g} scratch long"
+
+
+def by_hand(shape: Shape) -> str:
+    """The same of a reduced network."""
+    return f"reduced {shape.label}"
+
+
+def copy(mark: float) -> str:
+    """The same of a copycat."""
+    return f"copy {mark:g}"
+
+
+def smaller_marks(config: Config) -> list[float]:
+    """The marks that copycats are made for: all but the last."""
+    return [mark for mark in config.marks if mark != max(config.marks)]
+
+
 def marks(config: Config, problem: Problem) -> dict[float, int]:
     """How many units are gone at every mark: a multiple of what goes at once."""
-    units = sum(problem.coupling.groups[name].units for name in problem.inner)
     each = config.each
-    return {mark: max(round(mark * units / each), 1) * each for mark in config.marks}
+    return {mark: max(round(mark * problem.units / each), 1) * each for mark in config.marks}
 
 
 def steps_to(config: Config, count: int) -> int:
@@ -219,8 +219,14 @@ def as_shape(stored: list[Any]) -> Shape:
     return shape._replace(middles=None if shape.middles is None else tuple(shape.middles))
 
 
-def kept_of(state: State) -> dict[str, jax.Array]:
+def kept_of(state: State) -> Kept:
     """Which units are left."""
     is_removal = lambda node: isinstance(node, RemovalState)
     nodes = jax.tree.leaves(state.opt_state, is_leaf=is_removal)
-    return next(node.kept for node in nodes if is_removal(node))
+    kept = next(node.kept for node in nodes if is_removal(node))
+    return {name: np.asarray(flags) for name, flags in kept.items()}
+
+
+def gone(kept: Kept) -> int:
+    """How many units are not left."""
+    return sum(int(np.sum(~flags)) for flags in kept.values())

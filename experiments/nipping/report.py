@@ -11,7 +11,8 @@ import numpy as np
 
 import jaxprune as jp
 from experiments import ledger
-from experiments.nipping.arms import as_shape, marks, reduced, steps_to, tuned
+from experiments.nipping import arms
+from experiments.nipping.arms import as_shape, tuned
 from experiments.nipping.task import Config, Problem, Shape
 from experiments.tables import difference, markdown, percent, spread
 from jaxprune.reporting import mean_and_spread
@@ -26,11 +27,11 @@ def names(config: Config) -> list[str]:
         for mark in config.marks:
             found.append(tuned(signal, mark))
             if signal in config.scratch:
-                found += [f"{signal} {mark:g} scratch", f"{signal} {mark:g} scratch long"]
-    found += [f"reduced {shape.label}" for shape in reduced(config)]
-    if config.copies:
-        found += [f"copy {mark:g}" for mark in config.marks if mark != max(config.marks)]
-    return found
+                found += [arms.scratch(signal, mark), arms.scratch_long(signal, mark)]
+    found += [arms.by_hand(shape) for shape in arms.reduced(config)]
+    return found + (
+        [arms.copy(mark) for mark in arms.smaller_marks(config)] if config.copies else []
+    )
 
 
 def measure(config: Config, problem: Problem, book: ledger.Ledger) -> None:
@@ -108,8 +109,8 @@ def finding_table(config: Config, pieces: Pieces) -> str:
         for mark in config.marks:
             ours = by_seed(config, pieces, tuned(signal, mark))
             cells: list[str] = []
-            for kind in ("scratch", "scratch long"):
-                other = by_seed(config, pieces, f"{signal} {mark:g} {kind}")
+            for name in (arms.scratch(signal, mark), arms.scratch_long(signal, mark)):
+                other = by_seed(config, pieces, name)
                 both = [(other[seed]["test"], ours[seed]["test"]) for seed in ours if seed in other]
                 pair = [list(values) for values in zip(*both, strict=True)]
                 cells += difference(pair[0], pair[1], ("better", "worse")) if both else ("-", "-")
@@ -136,15 +137,15 @@ def profile_table(config: Config, pieces: Pieces, problem: Problem) -> str:
 
 def budget_table(config: Config, pieces: Pieces, problem: Problem) -> str:
     """Steps and FLOPs of one network's training, a backward pass taken as two forward passes."""
-    dense = config.epochs * problem.per_epoch
+    dense, ends = problem.dense_steps, arms.marks(config, problem)
     flops = pieces[f"cost {config.shape.label}"]["flops"]
     rows = []
     for what, steps in (
         ("dense, scratch, reduced, copies", dense),
-        *((f"tuned to {percent(m)}", steps_to(config, n))
-          for m, n in marks(config, problem).items()),
-        *((f"scratch long, {percent(m)}", dense + steps_to(config, n))
-          for m, n in marks(config, problem).items()),
+        *((f"tuned to {percent(mark)}", arms.steps_to(config, count))
+          for mark, count in ends.items()),
+        *((f"scratch long, {percent(mark)}", dense + arms.steps_to(config, count))
+          for mark, count in ends.items()),
     ):  # fmt: skip
         whole = 3 * flops * steps * config.batch / 1e9
         rows.append([what, f"{steps:,}", f"{whole:,.0f}"])
@@ -159,11 +160,10 @@ def document(config: Config, problem: Problem, pieces: Pieces) -> str:
         return "Nothing is finished yet.\n"
     command = "python experiments/nip_it_in_the_bud.py"
     options = f"--network {config.network} --preset {config.preset} --dataset {config.dataset}"
-    units = sum(problem.coupling.groups[name].units for name in problem.inner)
     parts = [
         f"## {shape.label} on {config.dataset} ({config.preset})",
         f"{seeds} seeds (0 to {seeds - 1}): mean ± sample standard deviation of the test error. "
-        f"{config.each} of {units:,} units between the convolutions of blocks go every "
+        f"{config.each} of {problem.units:,} units between the convolutions of blocks go every "
         f"{config.every} steps of {config.batch} examples. Costs are those of one image and of the "
         "first seed's network; milliseconds medians with quartiles of a jitted forward pass.",
         f"`{command} {options}`; {hardware['device']} ({hardware['platform']}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -151,6 +152,11 @@ class Problem:
         """Steps of an epoch."""
         return max(len(self.train.targets) // self.config.batch, 1)
 
+    @property
+    def dense_steps(self) -> int:
+        """Steps of dense training."""
+        return self.config.epochs * self.per_epoch
+
     def init(self, shape: Shape, key: jax.Array) -> PyTree:
         """New variables of a network."""
         return self.model(shape).init(key, jnp.zeros(self.image.shape))
@@ -165,16 +171,24 @@ class Problem:
         shape = self.config.shape
         return jp.couple(self.model(shape).apply, self.variables(shape), self.image)
 
-    @property
+    @cached_property
     def inner(self) -> list[str]:
         """Groups between the two convolutions of a block, in the order of the blocks."""
         names = [name for name in self.coupling.groups if name.endswith("/first")]
         return sorted(names, key=lambda name: int(name.split("/")[0].rsplit("_", 1)[1]))
 
-    def pruned_shape(self, kept: dict[str, Any]) -> Shape:
-        """The architecture that is left."""
-        middles = tuple(int(np.sum(kept[name])) for name in self.inner)
-        return self.config.shape._replace(middles=middles)
+    @property
+    def units(self) -> int:
+        """How many units there are in those groups."""
+        return sum(self.coupling.groups[name].units for name in self.inner)
+
+    def shape_with(self, profile: Mapping[str, int]) -> Shape:
+        """The dense architecture with other widths between convolutions, `{group: units}`."""
+        return self.config.shape._replace(middles=tuple(profile[name] for name in self.inner))
+
+    def profile(self, shape: Shape) -> dict[str, int]:
+        """The widths between the convolutions of such an architecture."""
+        return dict(zip(self.inner, shape.middles or (), strict=True))
 
     def batch(self, images: jax.Array, key: jax.Array) -> jax.Array:
         """Images as the network sees them in training; photographs are moved and mirrored."""

@@ -132,7 +132,7 @@ def test_a_path_that_is_killed_ends_with_the_bits_of_one_that_is_not(
     small = jp.structure.shrink_units(
         variables_of(again), jax.tree.map(np.asarray, kept), problem.coupling
     )
-    shape = problem.pruned_shape(kept)
+    shape = problem.shape_with(jp.structure.width_profile(problem.coupling, kept))
     assert jax.tree.map(np.shape, small) == jax.tree.map(np.shape, problem.variables(shape))
     assert problem.error(shape, small, "validation") == pytest.approx(
         problem.error(CONFIG.shape, variables_of(again), "validation"), abs=0.6
