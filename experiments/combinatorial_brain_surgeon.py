@@ -39,7 +39,7 @@ from experiments.dense_networks import dense_network
 from experiments.image_batches import normalise
 from experiments.locking import Busy
 from experiments.models import MLPNet
-from experiments.naming import check_known
+from experiments.naming import check_known, check_seeds
 from experiments.presenting import progress
 from experiments.surgeon_methods import METHODS, Settings, Surgeons, three_by_three
 from jaxprune.types import Apply, Batch, Params, Selection
@@ -160,9 +160,8 @@ def configure(arguments: Arguments) -> Config:
     config = presets[arguments.preset]
     if arguments.sparsities:
         config = replace(config, sparsities=arguments.sparsities)
+    check_seeds(arguments.seeds, "runs a method has")
     if arguments.seeds is not None:
-        if arguments.seeds < 1:
-            raise ValueError(f"`seeds` is how many runs a method has, >= 1; got {arguments.seeds}.")
         config = replace(config, seeds=arguments.seeds)
     if arguments.weights is None:
         return config

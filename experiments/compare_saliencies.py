@@ -36,7 +36,7 @@ import jaxprune as jp
 from experiments import data, ledger, presenting, training
 from experiments.methods import METHODS, build_saliency
 from experiments.models import MLP
-from experiments.naming import check_known
+from experiments.naming import check_known, check_seeds
 from experiments.training import Budget
 from jaxprune.types import Batch, Mask, Params, Scores
 
@@ -120,11 +120,8 @@ def configure(arguments: Arguments) -> Config:
     config = replace(
         PRESETS[arguments.preset], dataset=arguments.dataset, methods=arguments.methods
     )
-    if arguments.seeds is None:
-        return config
-    if arguments.seeds < 1:
-        raise ValueError(f"`seeds` is how many networks are trained, >= 1; got {arguments.seeds}.")
-    return replace(config, seeds=arguments.seeds)
+    check_seeds(arguments.seeds, "networks are trained")
+    return config if arguments.seeds is None else replace(config, seeds=arguments.seeds)
 
 
 def known(scores: Scores) -> Callable[[Params, Batch], Scores]:

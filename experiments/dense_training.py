@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 
 from experiments.data import Split
-from experiments.image_batches import mirror, normalise, shift
+from experiments.image_batches import mirror, normalise, share_right, shift
 from experiments.models import MLPNet, ResNet
 from experiments.training import cross_entropy
 
@@ -96,7 +95,7 @@ class Training:
             0.0, config.learning_rate, warm_up, max(self.total, warm_up + 1)
         )
         self.optimizer = optax.chain(
-            optax.add_decayed_weights(config.weight_decay, mask=_kernels),
+            optax.add_decayed_weights(config.weight_decay, mask=kernels),
             optax.sgd(rate, momentum=config.momentum, nesterov=True),
         )
 
@@ -158,11 +157,7 @@ class Training:
 
     def accuracy(self, state: State, split: Split, batch: int = 500) -> float:
         """The accuracy on a split in per cent, with the running statistics of BatchNorm."""
-        hits = 0
-        for at in range(0, len(split.targets), batch):
-            guesses = self._guesses(variables(state), split.inputs[at : at + batch])
-            hits += int(np.sum(np.asarray(guesses) == split.targets[at : at + batch]))
-        return 100 * hits / len(split.targets)
+        return share_right(partial(self._guesses, variables(state)), split, batch)
 
     @cached_property
     def _guesses(self) -> Callable[[Any, Any], jax.Array]:
@@ -176,7 +171,7 @@ def variables(state: State) -> dict[str, Any]:
     return found | ({"batch_stats": state.batch_stats} if state.batch_stats else {})
 
 
-def _kernels(params: Any) -> Any:
+def kernels(params: Any) -> Any:
     """True for the leaves that decay: not biases, not BatchNorm's."""
     is_kernel = lambda path, leaf: path[-1].key == "kernel"
     return jax.tree_util.tree_map_with_path(is_kernel, params)

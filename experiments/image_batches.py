@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from experiments.data import Split
 
 # Mean and standard deviation of each channel over the training images, pixels in [0, 1].
 CHANNELS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -27,6 +33,31 @@ def normalise(inputs: jax.Array, dataset: str) -> jax.Array:
     """
     mean, deviation = (jnp.asarray(values, jnp.float32) for values in CHANNELS[dataset])
     return (inputs - mean) / deviation
+
+
+def augment(inputs: jax.Array, dataset: str, key: jax.Array) -> jax.Array:
+    """Images as a network sees them in training: photographs moved and mirrored; normalised.
+
+    Others are not: a mirrored digit is another sign.
+    """
+    if dataset == "cifar10":
+        inputs = shift(inputs, jax.random.fold_in(key, 0), 4)
+        inputs = mirror(inputs, jax.random.fold_in(key, 1))
+    return normalise(inputs, dataset)
+
+
+def share_right(guesses: Callable[[Any], Any], split: Split, batch: int = 500) -> float:
+    """Images of a split that are classified rightly, in per cent.
+
+    Args:
+      guesses: images [N, H, W, C] to classes [N].
+      split: images and their classes.
+      batch: images at once.
+    """
+    starts = range(0, len(split.targets), batch)
+    parts = ((split.inputs[at : at + batch], split.targets[at : at + batch]) for at in starts)
+    hits = sum(int(np.sum(np.asarray(guesses(images)) == classes)) for images, classes in parts)
+    return 100 * hits / len(split.targets)
 
 
 def shift(inputs: jax.Array, key: jax.Array, pixels: int) -> jax.Array:

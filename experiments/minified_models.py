@@ -34,7 +34,7 @@ from experiments.methods import METHODS
 from experiments.minified import parameters, quantized, report, units
 from experiments.minified.lab import Config, Lab
 from experiments.minified.task import TASKS
-from experiments.naming import check_known
+from experiments.naming import check_known, check_seeds
 from experiments.presenting import progress
 
 WORK = Path(__file__).parent / "runs"  # checkpoints and raw results, not committed
@@ -111,13 +111,8 @@ def configure(arguments: Arguments) -> Config:
     """
     check_known("task", [arguments.task], TASKS)
     config = replace(PRESETS[arguments.preset][arguments.task], task=arguments.task)
-    if arguments.seeds is None:
-        return config
-    if arguments.seeds < 2:
-        raise ValueError(
-            f"`seeds` is how many dense networks are compared, >= 2; got {arguments.seeds}."
-        )
-    return replace(config, seeds=arguments.seeds)
+    check_seeds(arguments.seeds, "dense networks are compared", least=2)
+    return config if arguments.seeds is None else replace(config, seeds=arguments.seeds)
 
 
 def run(arguments: Arguments) -> Path:

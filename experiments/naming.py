@@ -1,4 +1,4 @@
-"""Names that a user gives, checked against those that exist."""
+"""What a user gives on the command line, checked: names against those that exist, numbers."""
 
 from __future__ import annotations
 
@@ -24,3 +24,24 @@ def check_known(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
             near = difflib.get_close_matches(name, known, 1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise ValueError(f"Unknown {kind} '{name}'. Known: {', '.join(known)}.{hint}")
+
+
+def check_seeds(seeds: int | None, what: str, least: int = 1) -> None:
+    """Raise unless there are enough seeds, or none was given.
+
+    Args:
+      seeds: how many.
+      what: they are how many of what.
+      least: how many there must be.
+
+    Raises:
+      ValueError: fewer.
+
+    Example:
+      >>> check_seeds(0, "runs every arm has")
+      Traceback (most recent call last):
+      ...
+      ValueError: `seeds` is how many runs every arm has, >= 1; got 0.
+    """
+    if seeds is not None and seeds < least:
+        raise ValueError(f"`seeds` is how many {what}, >= {least}; got {seeds}.")

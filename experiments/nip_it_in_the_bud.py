@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import data, ledger
 from experiments.locking import Busy
-from experiments.naming import check_known
+from experiments.naming import check_known, check_seeds
 from experiments.nipping import report
 from experiments.nipping.arms import Bench, Told, marks, smaller_marks, steps_to
 from experiments.nipping.fitting import Program
@@ -95,11 +95,8 @@ def configure(arguments: Arguments) -> Config:
     config = replace(PRESETS[arguments.preset][arguments.network], dtype=arguments.dtype)
     if arguments.dataset is not None:
         config = replace(config, dataset=arguments.dataset)
-    if arguments.seeds is None:
-        return config
-    if arguments.seeds < 1:
-        raise ValueError(f"`seeds` is how many runs every arm has, >= 1; got {arguments.seeds}.")
-    return replace(config, seeds=arguments.seeds)
+    check_seeds(arguments.seeds, "runs every arm has")
+    return config if arguments.seeds is None else replace(config, seeds=arguments.seeds)
 
 
 def run(arguments: Arguments) -> Path:

@@ -30,6 +30,19 @@ def progress(total: int) -> Iterator[Callable[..., None]]:
         yield lambda steps=1, what="dense": bar.update(task, advance=steps, description=what)
 
 
+def show_page(text: str, stem: Path, results: Path, draw: Callable[[Path], None]) -> None:
+    """Print Markdown, write it as a page and a plot beside the results, and say where they are."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    console = Console()
+    console.print(Markdown(text))
+    page = stem.with_name(stem.name + ".md")
+    write_atomically(page, text)
+    draw(stem.with_name(stem.name + ".png"))
+    console.print(f"Results: {results}\nTables:  {page}", soft_wrap=True)
+
+
 def table_rows(book: Ledger) -> list[tuple[str, ...]]:
     """The finished groups as rows of text, dense first, then by sparsity and method."""
     rows = []

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxprune as jp
@@ -44,6 +46,17 @@ def placement(batch: int) -> Placement:
         )
     mesh = jax.sharding.Mesh(np.array(devices), ("data",))
     return Placement(*(NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ())))
+
+
+def warmed_cosine(rate: float, steps: int) -> optax.Schedule:
+    """A rate that rises in a twentieth of the steps and falls to 0 along a cosine."""
+    warm = max(steps // 20, 1)
+    return optax.warmup_cosine_decay_schedule(0.0, rate, warm, max(steps, warm + 1))
+
+
+def running_mean(mean: jax.Array, loss: jax.Array, step: jax.Array) -> jax.Array:
+    """The mean of all losses so far, after a hundred steps one that forgets; step counts from 0."""
+    return mean + jnp.maximum(1 / (step + 1), 0.01) * (loss - mean)
 
 
 def newest(folder: Path, start: Callable[[], Any]) -> Any:

@@ -32,7 +32,7 @@ from experiments.gradual.running import Program, Run
 from experiments.gradual.task import Config, Task
 from experiments.gradual.ways import arms
 from experiments.locking import Busy, alone
-from experiments.naming import check_known
+from experiments.naming import check_known, check_seeds
 from experiments.presenting import progress
 
 WORK = Path(__file__).parent / "runs"  # checkpoints and raw results, not committed
@@ -117,11 +117,8 @@ def configure(arguments: Arguments) -> Config:
     config = PRESETS[arguments.preset][arguments.task]
     if arguments.dataset is not None:
         config = replace(config, dataset=arguments.dataset)
-    if arguments.seeds is None:
-        return config
-    if arguments.seeds < 1:
-        raise ValueError(f"`seeds` is how many runs every arm has, >= 1; got {arguments.seeds}.")
-    return replace(config, seeds=arguments.seeds)
+    check_seeds(arguments.seeds, "runs every arm has")
+    return config if arguments.seeds is None else replace(config, seeds=arguments.seeds)
 
 
 def run(arguments: Arguments) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments import data
 from experiments.gradual.task import Config, Network, Task
-from experiments.image_batches import CHANNELS, mirror, normalise, shift
+from experiments.image_batches import CHANNELS, augment, normalise, share_right
 from experiments.models import MobileNetV1, mobilenet
 from experiments.naming import check_known
 from experiments.orders import Orders
@@ -25,7 +25,6 @@ def task(config: Config, data_dir: Path | None = None) -> Task:
     found = data.load(config.dataset, data_dir=data_dir)
     inputs, targets = (np.asarray(part[: config.examples]) for part in found.train)
     parts = {"validation": found.validation, "test": found.test}
-    colour = config.dataset == "cifar10"  # a mirrored digit is another sign
 
     @cache  # one object a width, so that jit compiles once
     def network(width: float) -> Network:
@@ -37,10 +36,7 @@ def task(config: Config, data_dir: Path | None = None) -> Task:
 
         def loss(params: Any, stats: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
             images, labels = batch
-            if colour:
-                images = shift(images, jax.random.fold_in(key, 0), 4)
-                images = mirror(images, jax.random.fold_in(key, 1))
-            images = normalise(images, config.dataset)
+            images = augment(images, config.dataset, key)
             variables = {"params": params, "batch_stats": stats}
             logits, new = model.apply(variables, images, train=True, mutable=["batch_stats"])
             return jnp.mean(cross_entropy(logits, labels)), new["batch_stats"]
@@ -52,12 +48,7 @@ def task(config: Config, data_dir: Path | None = None) -> Task:
             return jnp.argmax(logits, axis=-1)
 
         def measure(params: Any, stats: Any, part: str) -> dict[str, float]:
-            images, labels = parts[part]
-            found = [
-                np.asarray(guesses(params, stats, images[at : at + 500]))
-                for at in range(0, len(labels), 500)
-            ]
-            return {"accuracy": 100 * float(np.mean(np.concatenate(found) == labels))}
+            return {"accuracy": share_right(partial(guesses, params, stats), parts[part])}
 
         return Network(init, loss, measure)
 

@@ -12,6 +12,7 @@ from experiments import ledger
 from experiments.gradual.running import FORMS
 from experiments.gradual.task import PUBLISHED, Config, Task
 from experiments.gradual.ways import DENSE, GRADUAL, Arm, arms
+from experiments.presenting import show_page
 from experiments.tables import difference, markdown, percent, spread
 from jaxprune.reporting import mean_and_spread
 
@@ -141,18 +142,9 @@ def document(config: Config, task: Task, pieces: dict[str, Any]) -> str:
 
 def show(config: Config, task: Task, book: ledger.Ledger, stem: Path) -> None:
     """Write the tables and the plot beside the JSON, and print the tables."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    text = document(config, task, book.pieces)
-    console = Console()
-    console.print(Markdown(text))
-    page = stem.with_name(stem.name + ".md")
-    ledger.write_atomically(page, text)
     found = collect(config, book.pieces)
-    if found:
-        draw(found, task, stem.with_name(stem.name + ".png"))
-    console.print(f"Results: {book.path}\nTables:  {page}", soft_wrap=True)
+    picture = lambda path: draw(found, task, path) if found else None
+    show_page(document(config, task, book.pieces), stem, book.path, picture)
 
 
 def draw(found: list[Found], task: Task, path: Path) -> None:

@@ -56,10 +56,7 @@ class Program:
     def optimizer(self, arm: Arm) -> optax.GradientTransformation:
         """Clipped Adam, its rate a warm-up and a cosine, and the arm's way to zeros."""
         config = self.config
-        warm = max(config.steps // 20, 1)
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0, config.learning_rate, warm, max(config.steps, warm + 1)
-        )
+        rate = resumable.warmed_cosine(config.learning_rate, config.steps)
         plain = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
         return with_zeros(plain, config, self.task.prunable, arm)
 
@@ -71,8 +68,7 @@ class Program:
         update = self.optimizer(self.arm).update
         updates, opt_state = update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        share = jnp.maximum(1 / (state.step + 1), 0.01)
-        mean = state.loss + share * (loss - state.loss)
+        mean = resumable.running_mean(state.loss, loss, state.step)
         return State(state.step + 1, params, rest, opt_state, mean)
 
 

@@ -117,8 +117,8 @@ class Bench:
             state = run.run(lambda steps: told(steps, name), seen)
         if missing():
             raise FloatingPointError(
-                f"{self.named(name)} ended with {gone(kept_of(state))} of {most} units gone: removals "
-                "are refused where the signal is not finite. Lower `tune_rate`."
+                f"{self.named(name)} ended with {gone(kept_of(state))} of {most} units gone: "
+                "removals are refused where the signal is not finite. Lower `tune_rate`."
             )
 
     def _keep(self, name: str, state: State, kept: Kept, step: int) -> None:

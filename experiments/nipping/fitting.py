@@ -12,6 +12,8 @@ import optax
 
 import jaxprune as jp
 from experiments import resumable
+from experiments.dense_training import kernels
+from experiments.image_batches import augment
 from experiments.nipping.task import Config, Problem, Shape
 from experiments.orders import Orders
 from jaxprune.types import PyTree
@@ -54,8 +56,7 @@ def schedule(config: Config, steps: int) -> optax.Schedule:
     if config.drops:
         falls = {round(share * steps): config.drop for share in config.drops}
         return optax.piecewise_constant_schedule(config.learning_rate, falls)
-    warm = max(steps // 20, 1)
-    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warm, max(steps, warm + 1))
+    return resumable.warmed_cosine(config.learning_rate, steps)
 
 
 class Program:
@@ -79,7 +80,7 @@ class Program:
         config, model = self.config, self.problem.model(self.shape)
         rate: Any = schedule(config, self.steps) if self.removal is None else config.tune_rate
         plain = optax.chain(
-            optax.add_decayed_weights(config.weight_decay, mask=_kernels),
+            optax.add_decayed_weights(config.weight_decay, mask=kernels),
             optax.sgd(rate, momentum=0.9, nesterov=True),
         )
         train = lambda variables, images: model.apply(
@@ -111,7 +112,7 @@ class Program:
         return State(jnp.int32(0), params, stats, self.optimizer.init(params), jnp.float32(0))
 
     def _update(self, state: State, images: jax.Array, labels: jax.Array, key: jax.Array) -> State:
-        images = self.problem.batch(images, jax.random.fold_in(key, state.step))
+        images = augment(images, self.config.dataset, jax.random.fold_in(key, state.step))
         wanted = optax.smooth_labels(
             jax.nn.one_hot(labels, self.problem.classes), self.config.smoothing
         )
@@ -128,8 +129,7 @@ class Program:
             gradient, state.opt_state, state.params, gates=slopes, batch=key
         )
         params = optax.apply_updates(state.params, updates)
-        share = jnp.maximum(1 / (state.step + 1), 0.01)
-        mean = state.loss + share * (loss - state.loss)
+        mean = resumable.running_mean(state.loss, loss, state.step)
         return State(state.step + 1, params, stats, opt_state, mean)
 
 
@@ -192,8 +192,3 @@ class Fit:
 def variables_of(state: State) -> dict[str, Any]:
     """What the model is applied with."""
     return {"params": state.params, "batch_stats": state.stats}
-
-
-def _kernels(params: PyTree) -> PyTree:
-    """True for the leaves that decay: not biases, not BatchNorm's."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

@@ -14,6 +14,7 @@ from experiments import ledger
 from experiments.nipping import arms
 from experiments.nipping.arms import as_shape, tuned
 from experiments.nipping.task import Config, Problem, Shape
+from experiments.presenting import show_page
 from experiments.tables import difference, markdown, percent, spread
 from jaxprune.reporting import mean_and_spread
 
@@ -29,9 +30,8 @@ def names(config: Config) -> list[str]:
             if signal in config.scratch:
                 found += [arms.scratch(signal, mark), arms.scratch_long(signal, mark)]
     found += [arms.by_hand(shape) for shape in arms.reduced(config)]
-    return found + (
-        [arms.copy(mark) for mark in arms.smaller_marks(config)] if config.copies else []
-    )
+    copied = arms.smaller_marks(config) if config.copies else []
+    return [*found, *map(arms.copy, copied)]
 
 
 def measure(config: Config, problem: Problem, book: ledger.Ledger) -> None:
@@ -183,16 +183,8 @@ def document(config: Config, problem: Problem, pieces: Pieces) -> str:
 
 def show(config: Config, problem: Problem, book: ledger.Ledger, stem: Path) -> None:
     """Write the tables and the plot beside the JSON, and print the tables."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
     text = document(config, problem, book.pieces)
-    console = Console()
-    console.print(Markdown(text))
-    page = stem.with_name(stem.name + ".md")
-    ledger.write_atomically(page, text)
-    draw(config, book.pieces, stem.with_name(stem.name + ".png"))
-    console.print(f"Results: {book.path}\nTables:  {page}", soft_wrap=True)
+    show_page(text, stem, book.path, lambda path: draw(config, book.pieces, path))
 
 
 def draw(config: Config, pieces: Pieces, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from flax import linen as nn
 import jaxprune as jp
 from experiments import data
 from experiments.data import Split
-from experiments.image_batches import CHANNELS, mirror, normalise, shift
+from experiments.image_batches import CHANNELS, normalise, share_right
 from experiments.models import DenseNet, WideResNet
 from experiments.naming import check_known
 from jaxprune.types import PyTree
@@ -190,13 +190,6 @@ class Problem:
         """The widths between the convolutions of such an architecture."""
         return dict(zip(self.inner, shape.middles or (), strict=True))
 
-    def batch(self, images: jax.Array, key: jax.Array) -> jax.Array:
-        """Images as the network sees them in training; photographs are moved and mirrored."""
-        if self.config.dataset == "cifar10":
-            images = shift(images, jax.random.fold_in(key, 0), 4)
-            images = mirror(images, jax.random.fold_in(key, 1))
-        return normalise(images, self.config.dataset)
-
     @cached_property
     def _guesses(self) -> Any:
         def guesses(shape: Shape, variables: PyTree, images: jax.Array) -> jax.Array:
@@ -207,10 +200,7 @@ class Problem:
 
     def error(self, shape: Shape, variables: PyTree, part: str) -> float:
         """Examples of a part that are classified wrongly, in per cent."""
-        images, labels = self.parts[part]
-        starts = range(0, len(labels), 500)
-        found = [self._guesses(shape, variables, images[at : at + 500]) for at in starts]
-        return 100 * float(np.mean(np.concatenate(found) != labels))
+        return 100 - share_right(partial(self._guesses, shape, variables), self.parts[part])
 
     def costs(self, shape: Shape) -> Costs:
         """Parameters, FLOPs and activation bytes."""

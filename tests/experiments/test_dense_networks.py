@@ -12,7 +12,7 @@ from flax import linen as nn
 import jaxprune as jp
 from experiments import data, ledger, locking
 from experiments import dense_networks as experiment
-from experiments.dense_training import NETWORKS, About, Training, _kernels, variables
+from experiments.dense_training import NETWORKS, About, Training, kernels, variables
 from experiments.image_batches import CHANNELS, mirror, normalise, shift
 from experiments.models import MLPNet
 
@@ -209,7 +209,7 @@ def test_accuracy_counts_every_example_also_of_a_last_batch_that_is_not_full():
 
 def test_weights_decay_in_kernels_and_nowhere_else():
     params = jax.eval_shape(Training(RESNET, About(12, (8, 8, 1), 10)).start).params
-    decays = jax.tree.leaves(_kernels(params))
+    decays = jax.tree.leaves(kernels(params))
     # Kernels are the leaves with inputs and outputs; biases, scales and shifts have one axis.
     assert decays == [leaf.ndim > 1 for leaf in jax.tree.leaves(params)]
 
