@@ -132,7 +132,7 @@ class Coupling:
                     "empty layer. Keep at least one."
                 )
             if traced:
-                flags = jnp.asarray(flags).at[group.ids].set(keep)
+                flags = jnp.asarray(flags).at[_index(group.ids)].set(keep)
             else:
                 flags[group.ids] = np.asarray(keep)
         return flags
@@ -164,10 +164,10 @@ class Coupling:
                 if ids.any():
                     slices = leaf.any(axis=tuple(a for a in range(leaf.ndim) if a != axis))
                     if traced:
-                        alive = jnp.asarray(alive).at[ids].max(slices)
+                        alive = jnp.asarray(alive).at[_index(ids)].max(slices)
                     else:
                         alive[ids[slices]] = True
-        return {name: alive[group.ids] for name, group in self.groups.items()}
+        return {name: alive[_index(group.ids)] for name, group in self.groups.items()}
 
     def reduce(
         self,
@@ -321,7 +321,7 @@ class Coupling:
           `{group: [units]}`, float64.
         """
         per_label = costs.marginal(self, what, self.numbers)
-        return {name: per_label[group.ids] for name, group in self.groups.items()}
+        return {name: per_label[_index(group.ids)] for name, group in self.groups.items()}
 
     def __str__(self) -> str:
         return costs.table(self)
@@ -341,5 +341,11 @@ def outer(axes: Sequence[np.ndarray], flags: Any) -> Any:
     leaf = xp.ones([len(ids) for ids in axes], bool)
     for axis, ids in enumerate(axes):
         if ids.any():
-            leaf = leaf & flags[ids].reshape([-1 if a == axis else 1 for a in range(len(axes))])
+            shape = [-1 if a == axis else 1 for a in range(len(axes))]
+            leaf = leaf & flags[_index(ids)].reshape(shape)
     return leaf
+
+
+def _index(ids: np.ndarray) -> np.ndarray:
+    """Labels as indices of one dtype, whatever the x64 flag was when a trace first met them."""
+    return ids.astype(np.int32)
