@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,17 +27,21 @@ def carry_along(
 
     A leaf with the name of a variable and fewer axes (Adafactor's row and column statistics) is
     sliced along the axes it has; what then has another shape than the optimizer would give it is
-    initialised anew.
+    initialised anew. `{group: [units]}` (what `remove_units` has summed) loses the units.
     """
     ends = _ends(coupling)
     changed = [not flags[np.concatenate([*axes, [0]])].all() for axes in coupling.labels]
     results = []
     for other in others:
         fresh = _fresh(other, optimizer, variables, small)
+        other = _unit_values(coupling, flags, other)
         structure = jax.tree.structure(other)
         named = trees.named_leaves(other)
         new, renewed = [], []
         for place, (name, leaf) in enumerate(named):
+            if isinstance(leaf, _Sliced):
+                new.append(leaf.value)
+                continue
             number = _variable(name, leaf, ends, coupling)
             if number is None or not changed[number] or np.ndim(leaf) == 0:
                 new.append(leaf)
@@ -62,6 +66,41 @@ def carry_along(
             )
         results.append(jax.tree.unflatten(structure, new))
     return results
+
+
+class _Sliced:
+    """A leaf that is done."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+def _unit_values(coupling: Coupling, flags: np.ndarray, tree: PyTree) -> PyTree:
+    """The tree, every `{group: [units]}` in it sliced, and marked as done.
+
+    Where a group has the name of a variable, the values may be that variable's, and are left.
+    """
+    variables = set(_ends(coupling))
+    kept = {name: np.flatnonzero(flags[group.ids]) for name, group in coupling.groups.items()}
+
+    def is_units(node: Any) -> bool:
+        return (
+            isinstance(node, Mapping)
+            and bool(node)
+            and all(
+                name in kept
+                and name not in variables
+                and np.shape(values) == (coupling.groups[name].units,)
+                for name, values in node.items()
+            )
+        )
+
+    def sliced(node: Any) -> Any:
+        if not is_units(node):
+            return node
+        return {n: _Sliced(take_slices(values, [(0, kept[n])])) for n, values in node.items()}
+
+    return jax.tree.map(sliced, tree, is_leaf=is_units)
 
 
 def _fresh(other: PyTree, optimizer: Any, variables: PyTree, small: PyTree) -> list[Any] | None:

@@ -35,7 +35,8 @@ def shrink(
       mask: the same structure, bool, True = kept.
       coupling: from `couple`.
       *others: pytrees with copies of the variables or of one of their collections in them, at any
-        depth: optimizer states, moving averages, masks. They are sliced likewise.
+        depth: optimizer states, moving averages, masks. They are sliced likewise, and so is every
+        `{group: [units]}` in them, such as what `jp.remove_units` has summed.
       optimizer: the Optax optimizer, if a state among `others` holds statistics of other shapes
         than the parameters' (Adafactor): those that do not fit are initialised anew, with a
         warning that names them.

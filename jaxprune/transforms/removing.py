@@ -98,6 +98,14 @@ def remove_units(
     one ranking over all groups, and what belongs to them stays exactly 0. A removal is refused,
     and `MaskState.refused` counts it, if a score is NaN or infinite.
 
+    Shapes stay, so nothing is compiled again. Now and then the network can really be made smaller,
+    at any step, and the path goes on as if it had not been:
+
+        variables, state = jp.shrink(variables, coupling.mask(kept, variables), coupling, state)
+
+    with `kept` of the `RemovalState`; then couple the smaller model, with `remove_units` of that
+    and the `stop` that is left.
+
     Args:
       coupling: whose variables are what the chain trains; of more variables than that (statistics)
         take `coupling.part(lambda v: v["params"], variables)`.
@@ -212,18 +220,16 @@ class _Removal:
         scores, total = self.scores(state, params, batch), self.some.units
         left = sum(jnp.sum(keep) for keep in state.kept.values())
         goes = jnp.minimum(total - left + self.each, self.most)
-        shown = [jnp.where(keep, scores[name], -jnp.inf) for name, keep in state.kept.items()]
-        drawn = rank_leaves(list(scores), shown, goes / total, "global", self.floor, -1)
-        finite = [
-            jnp.isfinite(jnp.where(keep, scores[name], 0)).all()
-            for name, keep in state.kept.items()
-        ]
-        fine = jnp.all(jnp.stack(finite))
-        pairs = zip(state.kept.items(), drawn, strict=True)
-        kept = {name: old & (new | ~fine) for (name, old), new in pairs}
+        names = list(state.kept)
+        shown = [jnp.where(state.kept[name], scores[name], -jnp.inf) for name in names]
+        drawn = rank_leaves(names, shown, goes / total, "global", self.floor, -1)
+        fits = [jnp.all(jnp.isfinite(scores[name]) | ~state.kept[name]) for name in names]
+        fine = jnp.all(jnp.stack(fits))
+        pairs = zip(names, drawn, strict=True)
+        kept = {name: state.kept[name] & (new | ~fine) for name, new in pairs}
         masking = state.masking._replace(
             mask=self.coupling.mask(kept, params),
-            reached=jnp.float32(1) - sum(jnp.sum(keep) for keep in kept.values()) / total,
+            reached=jnp.float32(1 - sum(jnp.sum(keep) for keep in kept.values()) / total),
             refused=state.masking.refused + (~fine).astype(jnp.int32),
         )
         return RemovalState(masking, kept, self.nothing(), jnp.float32(0))

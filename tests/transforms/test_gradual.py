@@ -134,6 +134,25 @@ def test_at_zero_sparsity_the_updates_are_bit_for_bit_those_of_the_chain_without
     assert zoo.dropped(jp.mask_of(masked_state)) == 0
 
 
+def test_at_zero_sparsity_ten_jitted_steps_are_the_plain_ones_to_rounding():
+    def trained(tx):
+        @jax.jit
+        def step(params, state):
+            updates, state = tx.update(jax.grad(zoo.loss)(params, zoo.batch()), state, params)
+            return optax.apply_updates(params, updates), state
+
+        params = zoo.dense_params()
+        state = tx.init(params)
+        for _ in range(10):
+            params, state = step(params, state)
+        return params
+
+    plain = optax.adamw(1e-2)
+    ours = trained(optax.chain(optax.adamw(1e-2), zoo.magnitude_pruning(0.0)))
+    near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    jax.tree.map(near, ours, trained(plain))
+
+
 SELECTIONS = {
     "layer": (jp.select.lowest("layer"), {"hidden/kernel": 24, "readout/kernel": 12}),
     "output": (jp.select.lowest("output"), {"hidden/kernel": 24, "readout/kernel": 12}),
