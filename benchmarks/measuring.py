@@ -6,6 +6,7 @@ this module before JAX: it sets how many threads XLA uses.
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import sys
@@ -145,3 +146,14 @@ def schedule_cells(
     average = idle.median + (active.median - idle.median) / every
     told = [f"{r.median:.3f} ({r.low:.3f} .. {r.high:.3f})" for r in (idle, active)]
     return [f"{idle.baseline:.2f}", *told, f"{average:.3f}"]
+
+
+def is_quick(about: str | None) -> bool:
+    """Was the benchmark asked for a try on tiny cases, which is not kept?"""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--save", action="store_true", help="keep the table")
+    parser.add_argument("--quick", action="store_true", help="tiny networks, few pairs")
+    asked = parser.parse_args()
+    if asked.quick and asked.save:
+        parser.error("--quick measures nothing worth saving")
+    return bool(asked.quick)

@@ -12,7 +12,6 @@ keep: at most 1.1. Intervals are those of the median of pairs, 95 %.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -97,15 +96,10 @@ def stepping(case: Case, every: int | None) -> Callable[[], None]:
 
 def main() -> None:
     """Measure every network."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--save", action="store_true", help="keep the table")
-    parser.add_argument("--quick", action="store_true", help="tiny networks, few pairs")
-    asked = parser.parse_args()
-    if asked.quick and asked.save:
-        parser.error("--quick measures nothing worth saving")
+    quick = measuring.is_quick(__doc__)
     rows = []
-    for name, case in (QUICK if asked.quick else FULL).items():
-        pairs = 3 if asked.quick else 25
+    for name, case in (QUICK if quick else FULL).items():
+        pairs = 3 if quick else 25
         calls = [stepping(case, every) for every in (None, NEVER, 1)]
         rows.append([name, *measuring.schedule_cells(*calls, every=EVERY, pairs=pairs)])
     head = ["network", "plain ms", "between removals", "with a removal", f"average, every {EVERY}"]

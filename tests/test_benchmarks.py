@@ -75,7 +75,10 @@ def test_a_call_that_does_three_times_the_work_takes_three_times_as_long():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "told"), [("gradual", "MobileNetV1"), ("removing", "WRN-10-1")])
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("gradual", "MobileNetV1"), ("removing", "WRN-10-1"), ("whole_step", "WRN-10-1")],
+)
 def test_benchmarks_of_steps_print_their_table_and_save_nothing_unasked(name, told):
     saved = ROOT / "benchmarks" / "results" / f"{name}.md"
     before = saved.read_text()
