@@ -60,10 +60,15 @@ class Ledger:
     Args:
       path: the JSON file.
       config: the configuration whose results it holds.
+
+    Attributes:
+      pieces: what is finished.
+      made_on: the hardware of the last piece; this one's before there are any.
     """
 
     def __init__(self, path: Path, config: Any):
         self.path, self.config = path, dataclasses.asdict(config)
+        self.made_on = hardware()
         self.pieces: dict[str, Any] = {}
         if path.exists():
             self.pieces = self._read()
@@ -74,6 +79,7 @@ class Ledger:
         try:
             found = json.loads(self.path.read_text())
             if found["config"] == wanted:
+                self.made_on = found["hardware"]
                 return dict(found["pieces"])
             problem = "holds another configuration"
         except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
@@ -95,6 +101,6 @@ class Ledger:
         with alone(self.path.parent, wait=True):
             if self.path.exists():
                 self.pieces = {**self._read(), **self.pieces}
-            self.pieces[name] = piece
-            content = {"config": self.config, "hardware": hardware(), "pieces": self.pieces}
+            self.pieces[name], self.made_on = piece, hardware()
+            content = {"config": self.config, "hardware": self.made_on, "pieces": self.pieces}
             write_atomically(self.path, json.dumps(content, indent=1) + "\n")

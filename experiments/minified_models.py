@@ -10,11 +10,13 @@ scratch; accuracy at equal bytes, FLOPs and milliseconds, with paired difference
     python experiments/minified_models.py --preset smoke                 # digits, seconds
     python experiments/minified_models.py --preset full --task lenet5    # for a GPU
 
-Every arm of a seed starts from the same dense checkpoint (or from the same new weights), with the
-same batches. Networks from scratch run twice: in the steps of fine-tuning, and in the steps of
-dense training and fine-tuning together, with a warm-up of their own and a full schedule. Learning
-rates (for every level, size and arm) and what stands for a family at a size are chosen on the
-validation part; test examples only measure. Interrupted runs resume where they stopped.
+Every arm of a seed starts from the same dense checkpoint; arms from scratch share their new
+weights, and what is held against each other its batches. Networks from scratch run twice: in the
+steps of fine-tuning, and in the steps of dense training and fine-tuning together, with a warm-up of
+their own and a full schedule. Learning rates (for every level and arm, at some of the sizes; all
+selections of a level share them, and rounds take those of fine-tuning at once) and what stands for
+a family at a size are chosen on the validation part; test examples only measure. Interrupted runs
+resume where they stopped.
 
 OBD-SD's definition is not in the abstract that is public: `obd_sd_damage`, `obd_sd_gradient` and
 `obd_sd_input` are our readings.
@@ -79,6 +81,7 @@ PRESETS: dict[str, dict[str, Config]] = {
                          score_examples=500, methods=_FEWER, iterative=("magnitude",),
                          scratch=("magnitude", "obd_sd_damage")),
         "lenet5": replace(_LENET, dense_epochs=4, tune_epochs=1, examples=5_000, drops=256,
+                          sizes=(0.5, 0.25, 0.1, 0.03, 0.01),
                           rates=(3e-2, 1e-2, 3e-3), rate_sizes=(0.25, 0.05, 0.01),
                           methods=_FEWER, iterative=("magnitude",), scratch=("magnitude",),
                           grids=quantized.GRIDS[::3]),

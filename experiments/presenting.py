@@ -20,12 +20,20 @@ COLUMNS = (
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr; yields `advance(steps=1, what="")`."""
+    """A bar with the time taken and left on stderr; yields `advance(steps=1, what="")`."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn("{task.description:16}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, *times, console=Console(stderr=True)) as bar:
         task = bar.add_task("dense", total=total)
         yield lambda steps=1, what="dense": bar.update(task, advance=steps, description=what)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from jaxprune.reporting import mean_and_spread, paired_difference
 
 
@@ -43,7 +45,11 @@ def difference(
       ('+1.03 [+0.89, +1.18]', 'higher')
       >>> difference([2.0], [1.0])
       ('+1.00', 'one seed')
+      >>> difference([0.1 + 0.2, 0.3], [0.3, 0.3])  # rounding decides nothing
+      ('+0.00 [+0.00, +0.00]', 'undecided')
     """
+    if np.allclose(a, b, rtol=1e-12, atol=0):
+        a = b
     if len(a) < 2:
         return f"{a[0] - b[0]:+.2f}", "one seed"
     mean, low, high = paired_difference(a, b)

@@ -128,7 +128,7 @@ def _units_against_scratch(config: Config, pieces: dict[str, Any]) -> str:
         compared.append((size, short, long))
     title = (
         '**Finding 3.** "Retraining from scratch does much better" (units, mean over all '
-        "selections but random; scratch minus fine-tuned):"
+        "selections but random and merge_pairs; scratch minus fine-tuned):"
     )
     return _told(title, "scratch", compared)
 

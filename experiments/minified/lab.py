@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -163,9 +164,28 @@ class Lab:
                 ledger.write_atomically(rate, json.dumps(chosen))
                 jp.checkpoint.save(folder, trained[best], step=self.dense_steps)
             self._dense = jp.checkpoint.restore(folder, start)
+            self._same_as_before(folder)
             if "dense rate" not in self.book.pieces:  # results elsewhere, the same networks
                 self.book.record("dense rate", json.loads(rate.read_text()))
         return self._dense
+
+    def _same_as_before(self, folder: Path) -> None:
+        """Raise if what is in the ledger was made from other dense networks.
+
+        Raises:
+          ValueError: their weights differ.
+        """
+        found = hashlib.sha256()
+        for leaf in jax.tree.leaves(self._dense):
+            found.update(np.asarray(leaf).tobytes())
+        mark = found.hexdigest()[:16]
+        if self.book.pieces.get("dense weights", mark) != mark:
+            raise ValueError(
+                f"{self.book.path} was measured on other dense networks than those of {folder}, "
+                "such as another machine's. Bring back that folder, or move the results away."
+            )
+        if "dense weights" not in self.book.pieces:
+            self.book.record("dense weights", mark)
 
     @cached_property
     def networks(self) -> list[Params]:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from experiments.ledger import hardware, write_atomically
+from experiments.ledger import write_atomically
 from experiments.minified import findings, parameters, pictures, quantized, rates, units
 from experiments.minified.candidates import BASELINE, FAMILIES, Candidate, best_within, collect
 from experiments.minified.lab import ARMS, Config, Lab, as_text, latency_of
-from experiments.minified.task import TASKS
+from experiments.minified.task import FALSE_POSITIVES, TASKS
 from experiments.tables import markdown, percent, spread
 
 BUDGETS = (0.5, 0.25, 0.1, 0.05, 0.03, 0.02, 0.015, 0.01)
@@ -19,6 +19,8 @@ Pieces = dict[str, Any]
 _SAID = {
     "tune": "fine-tuned", "short": "scratch, tuning steps", "long": "scratch, all steps"
 }  # fmt: skip
+_METRICS = {"auc": "area under the ROC curve",
+            "recall": f"recall at {100 * FALSE_POSITIVES:g} % false positives"}  # fmt: skip
 
 
 def show(lab: Lab, stem: Path) -> None:
@@ -26,13 +28,14 @@ def show(lab: Lab, stem: Path) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    text = document(lab.config, lab.book.pieces, budgets(lab), hardware())
+    machine = lab.book.made_on
+    text = document(lab.config, lab.book.pieces, budgets(lab), machine)
     write_atomically(stem.with_name(stem.name + ".md"), text)
     picture = stem.with_name(stem.name + ".png")
     pictures.draw(lab.config, lab.book.pieces, picture)
     write_atomically(stem.with_name("minified_models.md"), summary(stem.parent))
     console = Console(width=max(140, Console().width))
-    console.print(Markdown(headline(lab.config, lab.book.pieces, hardware())))
+    console.print(Markdown(headline(lab.config, lab.book.pieces, machine)))
     for what, path in (
         ("Tables", stem.with_name(stem.name + ".md")), ("Plot", picture), ("Results", lab.book.path)
     ):  # fmt: skip
@@ -73,7 +76,9 @@ def document(config: Config, pieces: Pieces, spent: str, machine: dict[str, Any]
         caption(config, pieces, machine),
         "Budgets of one network:\n\n" + spent,
         f"Adam's rates, of {', '.join(f'{rate:g}' for rate in config.rates)} the best on the "
-        "validation part; other sizes take those of the nearest:\n\n" + rate_table(pieces),
+        "validation part, with masks by magnitude or units by l2; other sizes take those of the "
+        "nearest, all selections and merging those of their level, rounds (iterative) those of "
+        "fine-tuning at once:\n\n" + rate_table(pieces),
         "At equal bytes on disk (the best of each family on the validation part that is no larger; "
         "test quality):\n\n" + equal_bytes(config, pieces),
         f'The same as differences to "{BASELINE}" of equal bytes, paired over seeds, with 95 % '
@@ -99,7 +104,8 @@ def caption(config: Config, pieces: Pieces, machine: dict[str, Any]) -> str:
     """What was done, with what, on what."""
     arms = pieces["dense"]["arms"]
     dense = ", ".join(
-        f"{metric} {spread(values)} %" for metric, values in arms["one_shot"]["test"].items()
+        f"{_METRICS.get(metric, metric)} {spread(values)} %"
+        for metric, values in arms["one_shot"]["test"].items()
     )
     tuned = spread(next(iter(arms["fine_tuned"]["test"].values())))
     return (
@@ -194,9 +200,10 @@ def picks(config: Config, pieces: Pieces) -> str:
                 [
                     percent(share), family, candidate.label, f"{candidate.largest / 1024:.1f}",
                     f"{candidate.flops / 1e6:.3f}", f"{taken['1']:.3f} / {taken['256']:.2f}",
+                    _test(candidate),
                 ]
             )  # fmt: skip
-    return markdown(["bytes", "family", "chosen", "KiB", "MFLOP", "ms"], rows)
+    return markdown(["bytes", "family", "chosen", "KiB", "MFLOP", "ms", "test %"], rows)
 
 
 def _arms(piece: dict[str, Any], arms: tuple[str, ...]) -> list[str]:
