@@ -30,7 +30,7 @@ from experiments import data, ledger
 from experiments.gradual import images, language, report, translation
 from experiments.gradual.running import Program, Run
 from experiments.gradual.task import Config, Task
-from experiments.gradual.ways import arms
+from experiments.gradual.ways import Arm, arms, choose_rates, trials
 from experiments.locking import Busy, alone
 from experiments.naming import check_known, check_seeds
 from experiments.presenting import progress
@@ -44,23 +44,24 @@ TASKS: dict[str, Callable[[Config, Path | None], Task]] = {
 _OTHERS = ("global", "straight through", "rigl", "set")
 
 _CNN = Config(
-    task="cnn", preset="cpu", dataset="cifar10", large=0.25, small=(0.0625, 0.09375, 0.125, 0.1875),
-    sparsities=(0.5, 0.75, 0.9, 0.95), seeds=3, steps=1500, batch=64, learning_rate=3e-3,
-    every=50,
+    task="cnn", preset="cpu", dataset="cifar10", large=0.25, small=(0.0625, 0.125),
+    sparsities=(0.75, 0.9, 0.95), seeds=3, steps=1200, batch=32, rates=(1e-2, 3e-3),
+    every=40,
 )  # fmt: skip
 _LM = Config(
     task="lm", preset="cpu", dataset="web_words", large=128, small=(8, 16, 32, 64),
-    sparsities=(0.5, 0.8, 0.85, 0.9, 0.95), seeds=3, steps=600, batch=32, learning_rate=1e-2,
+    sparsities=(0.5, 0.8, 0.85, 0.9, 0.95), seeds=3, steps=600, batch=32, rates=(6e-2, 3e-2, 1e-2),
     every=30, others=_OTHERS, other_sparsities=(0.9,), length=20,
 )  # fmt: skip
 _SEQ2SEQ = Config(
-    task="seq2seq", preset="cpu", dataset="cmudict", large=96, small=(16, 24, 32, 48),
-    sparsities=(0.5, 0.8, 0.85, 0.9, 0.95), seeds=3, steps=2000, batch=64, learning_rate=4e-3,
-    every=50, length=14,
+    task="seq2seq", preset="cpu", dataset="cmudict", large=96, small=(24, 48),
+    sparsities=(0.8, 0.9), seeds=3, steps=1200, batch=64, rates=(4e-2, 2e-2, 1e-2),
+    every=40, length=14,
 )  # fmt: skip
 _smoke = partial(
-    replace, preset="smoke", seeds=2, steps=12, batch=8, every=2, sparsities=(0.8,), examples=2000
-)
+    replace, preset="smoke", seeds=2, steps=12, batch=8, every=2, sparsities=(0.8,), examples=2000,
+    rates=(1e-2, 3e-3),
+)  # fmt: skip
 PRESETS: dict[str, dict[str, Config]] = {
     "smoke": {
         "cnn": _smoke(_CNN, dataset="digits", large=0.25, small=(0.0625,)),
@@ -74,15 +75,16 @@ PRESETS: dict[str, dict[str, Config]] = {
     "full": {
         "cnn": replace(
             _CNN, preset="full", large=1.0, small=(0.25, 0.5, 0.75), steps=60_000, batch=128,
-            every=100, others=_OTHERS, other_sparsities=(0.9,),
+            every=100, others=_OTHERS, other_sparsities=(0.9,), sparsities=(0.5, 0.75, 0.9, 0.95),
         ),
         "lm": replace(
             _LM, preset="full", large=1500, small=(100, 200, 400, 650), steps=60_000, every=100,
-            dropout=0.5, length=35, learning_rate=1e-3, sparsities=(0.8, 0.85, 0.9, 0.95, 0.975),
+            dropout=0.5, length=35, rates=(3e-3, 1e-3), sparsities=(0.8, 0.85, 0.9, 0.95, 0.975),
         ),
         "seq2seq": replace(
             _SEQ2SEQ, preset="full", large=512, small=(64, 128, 256), steps=60_000, every=100,
-            dropout=0.2, learning_rate=1e-3, length=0, others=_OTHERS, other_sparsities=(0.9,),
+            dropout=0.2, rates=(3e-3, 1e-3), length=0, others=_OTHERS, other_sparsities=(0.9,),
+            sparsities=(0.8, 0.85, 0.9, 0.95),
         ),
     },
 }  # fmt: skip
@@ -128,18 +130,29 @@ def run(arguments: Arguments) -> Path:
     out = WORK / name if arguments.out is None else arguments.out
     book = ledger.Ledger(out / f"{name}.json", config)
     task = TASKS[config.task](config, arguments.data_dir)
-    todo = [arm for arm in arms(config) if arm.name not in book.pieces]
     programs: dict[str, Program] = {}
-    failed = []
-    with progress(len(todo) * config.steps) as advance:
+
+    def run_all(todo: list[Arm]) -> list[str]:
+        """Run what is not in the book; what fails ends its arm, and is told in the end."""
+        failed = []
         for arm in todo:
+            if arm.name in book.pieces:
+                continue
             if arm.kind not in programs:
                 programs[arm.kind] = Program(config, task, arm)
             one = Run(programs[arm.kind], arm.seed, WORK / name)
             try:
                 book.record(arm.name, run_one(one, partial(advance, what=arm.name)))
-            except FloatingPointError as problem:  # ends the arm, not the comparison
+            except FloatingPointError as problem:
                 failed.append(str(problem))
+        return failed
+
+    tried = trials(config)
+    any_rate = dict.fromkeys((*config.small, config.large), config.rates[0])
+    names = {arm.name for arm in (*tried, *arms(config, any_rate))}  # as many at any other rates
+    with progress((len(names) - len(book.pieces)) * config.steps) as advance:
+        run_all(tried)  # what fails is not chosen
+        failed = run_all(arms(config, choose_rates(config, task, book.pieces)))
     report.show(config, task, book, out / name)
     if failed:
         raise FloatingPointError("\n".join(failed))

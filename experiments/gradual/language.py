@@ -82,7 +82,17 @@ def task(config: Config, data_dir: Path | None = None) -> Task:
         return at
 
     title = f"LSTM language model on {config.dataset}"
-    return Task(title, "perplexity", True, lstm_lm.prunable, network, batches)
+    seen = config.steps / len(inputs)
+    about = (
+        f"WEB perplexity: of the {len(words.vocabulary):,} commonest words of the World English "
+        "Bible, not to be held against Penn Treebank's. "
+        if config.dataset == "web_words"
+        else ""
+    ) + (
+        f"An example is {config.length} words; training reads the text {seen:.2f} times, in its "
+        "order: seeds differ in first weights (and dropout, and what SET and RigL draw)."
+    )
+    return Task(title, about, "perplexity", True, lstm_lm.prunable, network, batches)
 
 
 def windows(text: np.ndarray, streams: int, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 from experiments import ledger
 from experiments.gradual.running import FORMS
 from experiments.gradual.task import PUBLISHED, Config, Task
-from experiments.gradual.ways import DENSE, GRADUAL, Arm, arms
+from experiments.gradual.ways import DENSE, GRADUAL, Arm, arms, choose_rates, trials
 from experiments.presenting import show_page
 from experiments.tables import difference, markdown, percent, spread
 from jaxprune.reporting import mean_and_spread
@@ -43,10 +43,10 @@ class Found(NamedTuple):
         return max(piece["bytes"][form] for piece in self.pieces)
 
 
-def collect(config: Config, pieces: dict[str, Any]) -> list[Found]:
-    """The arms of which a seed is finished."""
+def collect(config: Config, task: Task, pieces: dict[str, Any]) -> list[Found]:
+    """The arms of which a seed is finished, at the rates that were chosen."""
     found: dict[str, Found] = {}
-    for arm in arms(config):
+    for arm in arms(config, choose_rates(config, task, pieces)):
         if arm.name in pieces:
             group = found.setdefault(arm.kind, Found(arm._replace(seed=0), [], []))
             group.seeds.append(arm.seed)
@@ -55,17 +55,35 @@ def collect(config: Config, pieces: dict[str, Any]) -> list[Found]:
 
 
 def quality_table(found: list[Found], task: Task) -> str:
-    """Network, nonzeros, every metric, and bytes in every form."""
+    """Network, nonzeros, every metric, bytes in every form, and what of the smallest is index."""
     metrics = list(found[0].pieces[0]["test"])
+    index = lambda one: (
+        one.bytes("smallest")
+        - one.bytes("dense")
+        + 4 * (one.pieces[0]["parameters"] - one.nonzeros())
+    )
     rows = [
         [
             said(one.arm), f"{one.nonzeros():,}",
             *(spread(one.test(metric)) for metric in metrics),
             *(f"{one.bytes(form) / 1024:,.1f}" for form in FORMS),
+            f"{index(one) / 1024:,.1f}",
         ]
         for one in found
     ]  # fmt: skip
-    return markdown(["network", "nonzeros", *metrics, *(f"{f}, KiB" for f in FORMS)], rows)
+    return markdown(["network", "nonzeros", *metrics, *(f"{f}, KiB" for f in FORMS),
+                     "of it index, KiB"], rows)  # fmt: skip
+
+
+def rates_table(config: Config, task: Task, pieces: dict[str, Any]) -> str:
+    """What the trials reached on validation examples, the chosen ones in bold."""
+    chosen = choose_rates(config, task, pieces)
+    rows: dict[float, list[str]] = {width: [f"{width:g}"] for width in chosen}
+    for arm in trials(config):
+        piece = pieces.get(arm.name)
+        value = "not finite" if piece is None else f"{piece['validation'][task.quality]:.2f}"
+        rows[arm.width].append(f"**{value}**" if arm.rate == chosen[arm.width] else value)
+    return markdown(["dense, width", *(f"{rate:g}" for rate in config.rates)], rows.values())
 
 
 def said(arm: Arm) -> str:
@@ -82,7 +100,8 @@ def at_equal(
     """Sparse networks, and what dense ones of the same cost would have: both a value a seed.
 
     The dense networks' quality is interpolated seed by seed, linear in the logarithm of the cost,
-    between the two that are next to it; sparse networks smaller than all of them are left out.
+    between the two that are next to it; `claim_table` says so of sparse networks that are smaller
+    than all of them.
     """
     dense = sorted((one for one in found if one.arm.way == DENSE), key=cost)
     answers = []
@@ -104,18 +123,22 @@ def claim_table(found: list[Found], task: Task, cost: Callable[[Found], float], 
     """Large-sparse minus small-dense at equal cost, paired over seeds."""
     rows = []
     words = ("better", "worse") if task.lower else ("worse", "better")
-    for one, ours, dense in at_equal(found, task, cost):
+    equal = at_equal(found, task, cost)
+    for one, ours, dense in equal:
         rows.append([said(one.arm), spread(ours), spread(dense), *difference(ours, dense, words)])
+    held = [one.arm for one, _, _ in equal]
+    for one in found:
+        if one.arm.way != DENSE and one.arm not in held:
+            own = spread(one.test(task.quality))
+            rows.append([said(one.arm), own, "none: smaller than the smallest", "-", "-"])
     head = ["network", task.quality, f"dense at equal {what}", "difference", "the sparse one is"]
     return markdown(head, rows)
 
 
-def document(config: Config, task: Task, pieces: dict[str, Any]) -> str:
+def document(config: Config, task: Task, book: ledger.Ledger) -> str:
     """Everything as Markdown."""
-    found = collect(config, pieces)
-    if not found:
-        return "Nothing is finished yet.\n"
-    hardware = ledger.hardware()
+    pieces, hardware = book.pieces, book.made_on
+    found = collect(config, task, pieces)
     title, head, rows = PUBLISHED[config.task]
     seeds = max(len(one.seeds) for one in found)
     begin, end = round(config.begin * config.steps), round(config.end * config.steps)
@@ -123,11 +146,16 @@ def document(config: Config, task: Task, pieces: dict[str, Any]) -> str:
         f"## {task.title} ({config.preset})",
         f"{seeds} seeds (0 to {seeds - 1}): mean ± sample standard deviation on test examples. "
         f"Every network is trained for {config.steps:,} steps of {config.batch} examples; sparse "
-        f"ones are pruned between steps {begin:,} and {end:,}, every {config.every}. Bytes are "
-        "those of float32 values written with an index of that form, whole networks.",
-        f"`python experiments/to_prune_or_not.py --task {config.task} --preset {config.preset}`; "
+        f"ones are pruned between steps {begin:,} and {end:,}, every {config.every}. Per cent "
+        "pruned are of the layers that are pruned; nonzeros and bytes are the whole network's, "
+        f"float32 values with an index of that form. {task.about}",
+        f"`python experiments/to_prune_or_not.py --task {config.task} --preset {config.preset} "
+        f"--dataset {config.dataset} --seeds {config.seeds}`; "
         f"{hardware['device']} ({hardware['platform']}, {hardware['cores']} cores, "
         f"{hardware['devices']} devices), jax {hardware['jax']}.",
+        f"Adam's peak rate is the one at which a width's dense network is best on validation "
+        f"examples ({task.quality}, seed 0); sparse networks take the dense one's of their width:",
+        rates_table(config, task, pieces),
         quality_table(found, task),
         "At equal nonzeros (dense networks interpolated between widths, in the logarithm), "
         "differences paired over seeds with 95 % intervals:",
@@ -142,9 +170,9 @@ def document(config: Config, task: Task, pieces: dict[str, Any]) -> str:
 
 def show(config: Config, task: Task, book: ledger.Ledger, stem: Path) -> None:
     """Write the tables and the plot beside the JSON, and print the tables."""
-    found = collect(config, book.pieces)
-    picture = lambda path: draw(found, task, path) if found else None
-    show_page(document(config, task, book.pieces), stem, book.path, picture)
+    found = collect(config, task, book.pieces)
+    draw_it = lambda path: draw(found, task, path)
+    show_page(document(config, task, book), stem, book.path, draw_it)
 
 
 def draw(found: list[Found], task: Task, path: Path) -> None:

@@ -56,7 +56,7 @@ class Program:
     def optimizer(self, arm: Arm) -> optax.GradientTransformation:
         """Clipped Adam, its rate a warm-up and a cosine, and the arm's way to zeros."""
         config = self.config
-        rate = resumable.warmed_cosine(config.learning_rate, config.steps)
+        rate = resumable.warmed_cosine(arm.rate, config.steps)
         plain = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
         return with_zeros(plain, config, self.task.prunable, arm)
 
@@ -116,7 +116,7 @@ class Run:
 
         return resumable.advance(
             state, config.steps, checkpoints, update, told=told, look=look,
-            failing=f"Lower the learning rate of {self.arm.name} ({config.learning_rate:g}).",
+            failing=f"Lower the learning rate of {self.arm.name}.",
         )  # fmt: skip
 
     def _pruned_part(self, state: State) -> dict[str, jax.Array]:
@@ -135,6 +135,7 @@ class Run:
         """Quality on both parts, counts and bytes of a trained network."""
         mask = self.mask_of(state)
         stored = jp.quantize.unquantized()(state.params, mask)
+        fixed = sum(leaf.nbytes for leaf in jax.tree.leaves(self.network.fixed(state.rest)))
         measure = partial(self.network.measure, state.params, state.rest)
         measured = {part: measure(part) for part in ("validation", "test")}
         pruned = self._pruned_part(state)
@@ -144,5 +145,5 @@ class Run:
             "parameters": jp.trees.count(state.params),
             "nonzeros": jp.trees.keep(mask),
             "sparsity": 1 - jp.trees.keep(pruned) / jp.trees.count(pruned),
-            "bytes": {f: jp.quantize.stored_bytes(stored, f).total for f in FORMS},
+            "bytes": {f: jp.quantize.stored_bytes(stored, f).total + fixed for f in FORMS},
         }

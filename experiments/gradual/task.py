@@ -27,10 +27,12 @@ class Config:
       seeds: runs of every arm.
       steps: optimizer steps of every arm, dense or sparse.
       batch: examples a step.
-      learning_rate: peak rate of Adam.
-      begin, end: shares of the steps between which the sparsity rises.
+      rates: peak rates of Adam; every width takes the one at which its dense network is best on
+        validation examples, with the first seed.
+      begin, end: shares of the steps between which the sparsity rises; both multiples of `every`,
+        or the last update comes that much later.
       every: steps between mask updates.
-      others: other ways to the first of `other_sparsities`, of `running.WAYS`.
+      others: other ways to `other_sparsities`, of `ways.WAYS`.
       other_sparsities: the sparsities of those.
       examples: of the training part, at most.
       length: tokens of a window or of a sequence, where there are any.
@@ -46,7 +48,7 @@ class Config:
     seeds: int
     steps: int
     batch: int
-    learning_rate: float
+    rates: tuple[float, ...]
     begin: float = 0.1
     end: float = 0.7
     every: int = 100
@@ -66,11 +68,13 @@ class Network(NamedTuple):
       loss: `(params, rest, batch, key) -> (mean loss, new rest)`, traceable.
       measure: `(params, rest, part) -> {metric: value}`, part "validation" or "test"; the metric
         of the task's quality comes first.
+      fixed: `rest -> what of it is stored with a trained network`, such as running statistics.
     """
 
     init: Callable[[jax.Array], tuple[Params, Rest]]
     loss: Callable[[Params, Rest, Batch, jax.Array], tuple[jax.Array, Rest]]
     measure: Callable[[Params, Rest, str], dict[str, float]]
+    fixed: Callable[[Rest], PyTree] = lambda rest: ()
 
 
 class Task(NamedTuple):
@@ -78,6 +82,7 @@ class Task(NamedTuple):
 
     Attributes:
       title: for captions.
+      about: what a reader has to know of the data and of what differs between seeds.
       quality: the name of what is compared.
       lower: True if less of it is better.
       prunable: which leaves are pruned.
@@ -87,6 +92,7 @@ class Task(NamedTuple):
     """
 
     title: str
+    about: str
     quality: str
     lower: bool
     prunable: Predicate

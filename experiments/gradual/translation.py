@@ -69,7 +69,13 @@ def task(config: Config, data_dir: Path | None = None) -> Task:
         f"LSTM encoder and decoder with attention on {config.dataset}, "
         f"{len(parts['test'].inputs):,} of {len(pairs.test.inputs):,} test examples"
     )
-    return Task(title, quality, False, seq2seq.prunable, network, batches)
+    about = (
+        f"Trained on the {len(inputs):,} pairs of at most {config.length} tokens a side; tested on "
+        "all lengths. "
+        if config.length
+        else ""
+    ) + "Seeds differ in first weights, the order of the pairs, and dropout."
+    return Task(title, about, quality, False, seq2seq.prunable, network, batches)
 
 
 def measured(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import optax
 
 import jaxprune as jp
-from experiments.gradual.task import Config
+from experiments.gradual.task import Config, Task
 from jaxprune.types import Predicate
 
 DENSE, GRADUAL = "dense", "gradual"
@@ -23,12 +24,14 @@ class Arm(NamedTuple):
       width: of the network.
       sparsity: of its pruned leaves in the end.
       seed: chooses first weights, batches and dropout.
+      rate: peak rate of Adam.
     """
 
     way: str
     width: float
     sparsity: float
     seed: int
+    rate: float
 
     @property
     def name(self) -> str:
@@ -38,15 +41,44 @@ class Arm(NamedTuple):
     @property
     def kind(self) -> str:
         """What all seeds of an arm share."""
-        return f"{self.way} width {self.width:g} sparsity {self.sparsity:g}"
+        return f"{self.way} width {self.width:g} sparsity {self.sparsity:g} rate {self.rate:g}"
 
 
-def arms(config: Config) -> list[Arm]:
-    """Every arm of a configuration; all arms of a seed come before the next seed's."""
+def trials(config: Config) -> list[Arm]:
+    """The first seed of every dense network at every rate."""
+    widths = (*config.small, config.large)
+    return [Arm(DENSE, width, 0.0, 0, rate) for width in widths for rate in config.rates]
+
+
+def choose_rates(config: Config, task: Task, pieces: Mapping[str, Any]) -> dict[float, float]:
+    """Every width's rate: the one whose trial is best on validation examples.
+
+    Raises:
+      FloatingPointError: a width has no finished trial.
+    """
+    chosen: dict[float, float] = {}
+    best = min if task.lower else max
+    for width in (*config.small, config.large):
+        tried = {
+            arm.rate: pieces[arm.name]["validation"][task.quality]
+            for arm in trials(config)
+            if arm.width == width and arm.name in pieces
+        }
+        if not tried:
+            raise FloatingPointError(
+                f"No rate of {config.rates} trains the dense network of width {width:g}: its loss "
+                "is not finite. Lower the rates."
+            )
+        chosen[width] = best(tried, key=lambda rate: tried[rate])
+    return chosen
+
+
+def arms(config: Config, rates: Mapping[float, float]) -> list[Arm]:
+    """Every arm at its width's rate; all arms of a seed come before the next seed's."""
     kinds = [(DENSE, width, 0.0) for width in (*config.small, config.large)]
     kinds += [(GRADUAL, config.large, sparsity) for sparsity in config.sparsities]
     kinds += [(way, config.large, s) for s in config.other_sparsities for way in config.others]
-    return [Arm(*kind, seed) for seed in range(config.seeds) for kind in kinds]
+    return [Arm(*kind, seed, rates[kind[1]]) for seed in range(config.seeds) for kind in kinds]
 
 
 def with_zeros(

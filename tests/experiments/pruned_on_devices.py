@@ -16,7 +16,7 @@ if __name__ == "__main__":
     config = experiment.configure(experiment.Arguments(task="lm", preset="smoke"))
     task, results = language.task(config), {}
     for way in ("gradual", "rigl"):
-        program = Program(config, task, Arm(way, 8, 0.8, 0))
+        program = Program(config, task, Arm(way, 8, 0.8, 0, 1e-2))
         run = Run(program, 0, Path(tempfile.mkdtemp()))
         state = run.train(lambda steps: None)
         masks = [leaf.astype(int).ravel().tolist() for leaf in jax.tree.leaves(run.mask_of(state))]

@@ -211,3 +211,49 @@ def test_a_few_steps_learn_a_short_text():
         params, state, value = step(params, state)
         losses.append(float(value))
     assert losses[-1] < 0.4 * losses[0]
+
+
+@pytest.mark.half
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("what", ["weights", "units"])
+def test_it_is_pruned_while_it_trains(fused, what):
+    """Weights of fused and of split gates, of each the same share; or hidden units."""
+    model = LanguageModel(LSTMLM(V, H, fused=fused))
+    params = fresh(model)
+    apply = lambda p, tokens: model.apply(p, tokens)[0]
+    coupling = jp.couple(apply, params, TOKENS)
+    select = {
+        "weights": jp.select.lowest("layer", prunable=prunable),
+        "units": jp.select.lowest_units(coupling),
+    }[what]
+    rise = jp.schedule.cubic(0.5, 3)
+    tx = optax.chain(
+        optax.adam(0.01), jp.prune_gradually(jp.saliency.magnitude(), select, rise, every=1)
+    )
+
+    @quick
+    def step(params, state):
+        logits = lambda p: apply(p, TOKENS[:, :-1])
+        loss = lambda p: optax.softmax_cross_entropy_with_integer_labels(
+            logits(p), TOKENS[:, 1:]
+        ).mean()
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for _ in range(5):
+        params, state = step(params, state)
+    mask = jp.mask_of(state)
+    if what == "weights":
+        flags = jp.trees.prunable_flags(params, prunable)
+        for (name, leaf), flag in zip(jp.trees.named_leaves(mask), flags, strict=True):
+            assert int((~leaf).sum()) == (round(0.5 * leaf.size) if flag else 0), name
+        assert sum(flags) >= 6
+        return
+    kept = coupling.kept(mask)
+    assert sum(int(k.sum()) for k in kept.values()) == coupling.units - round(0.5 * coupling.units)
+    small = jp.shrink(params, mask, coupling)
+    assert jp.trees.count(small) < jp.trees.count(params)
+    np.testing.assert_allclose(
+        jp.shrunk_apply(coupling, kept)(small, TOKENS), apply(params, TOKENS), rtol=1e-4, atol=1e-5
+    )

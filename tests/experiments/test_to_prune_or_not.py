@@ -16,7 +16,7 @@ from experiments.data import PairSplit
 from experiments.gradual import language, report, translation
 from experiments.gradual.masks import Watch
 from experiments.gradual.running import Program, Run
-from experiments.gradual.ways import DENSE, WAYS, Arm, arms
+from experiments.gradual.ways import DENSE, WAYS, Arm, arms, choose_rates, trials
 from experiments.orders import Orders
 from tests.transforms.fresh import run_module
 
@@ -32,7 +32,7 @@ def task():
 def program(task):
     """The steps of a way, compiled once for all tests."""
     config = replace(CONFIG, steps=10, every=2)
-    return functools.cache(lambda way: Program(config, task, Arm(way, 4, 0.75, 0)))
+    return functools.cache(lambda way: Program(config, task, Arm(way, 4, 0.75, 0, 1e-2)))
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +46,13 @@ def finished(tmp_path_factory):
     return path, work / path.stem
 
 
-def test_every_arm_of_every_seed_is_measured_and_pruned_exactly(finished):
+def test_every_arm_of_every_seed_is_measured_and_pruned_exactly(finished, task):
     path, work = finished
     pieces = json.loads(path.read_text())["pieces"]
-    assert set(pieces) == {arm.name for arm in arms(CONFIG)}
-    for arm in arms(CONFIG):
+    rates = choose_rates(CONFIG, task, pieces)
+    todo = [*trials(CONFIG), *arms(CONFIG, rates)]
+    assert set(pieces) == {arm.name for arm in todo}
+    for arm in todo:
         piece = pieces[arm.name]
         assert piece["test"]["perplexity"] > 1
         rounding = 4 / piece["parameters"]  # four leaves, each to a whole number of weights
@@ -89,6 +91,10 @@ def test_every_way_ends_at_its_sparsity_with_a_mask_that_is_obeyed(way, program,
     run = Run(program(way), 0, tmp_path)
     state = run.train(lambda steps: None)
     mask = run.mask_of(state)
+    if way == "gradual":  # the same share of every layer, exactly
+        for name, leaf in jp.trees.named_leaves(mask):
+            pruned = leaf.ndim >= 2
+            assert int((~leaf).sum()) == (round(0.75 * leaf.size) if pruned else 0), name
     leaves = jp.trees.named_leaves(mask)
     matrices = [leaf for name, leaf in leaves if leaf.ndim >= 2]
     count = sum(leaf.size for leaf in matrices)
@@ -128,9 +134,10 @@ def test_a_run_that_is_killed_ends_with_the_bits_of_one_that_is_not(way, task, p
 
 
 def test_a_loss_that_is_not_finite_ends_the_arm_by_name(task, tmp_path):
-    config = replace(CONFIG, steps=4, every=2, learning_rate=math.nan)
-    run = Run(Program(config, task, Arm(DENSE, 2, 0.0, 0)), 0, tmp_path)
-    with pytest.raises(FloatingPointError, match=r"is nan after 4 steps.* dense width 2 .*\(nan\)"):
+    config = replace(CONFIG, steps=4, every=2)
+    run = Run(Program(config, task, Arm(DENSE, 2, 0.0, 0, math.nan)), 0, tmp_path)
+    told = r"is nan after 4 steps.* dense width 2 .*rate nan"
+    with pytest.raises(FloatingPointError, match=told):
         run.train(lambda steps: None)
 
 
@@ -181,6 +188,18 @@ def test_right_answers_have_no_errors_and_any_reference_will_do():
     assert found == {"word accuracy": 0.0, "phoneme error": pytest.approx(100 * 20 / total)}
 
 
+def test_texts_that_are_the_references_have_a_bleu_of_100():
+    pytest.importorskip("sacrebleu")
+    texts = ["in the beginning god created the heavens", "and the earth was without form"]
+    tokens = np.zeros((2, 1), np.int32)
+    split = PairSplit(tokens, tokens, ("a", "b"), tuple((text,) for text in texts))
+    answers = [text.split() for text in texts]
+    found = translation.measured("BLEU", answers, split, " ".join)
+    assert found == {"BLEU": pytest.approx(100)}
+    worse = [answers[0][::-1], answers[1]]
+    assert 0 < translation.measured("BLEU", worse, split, " ".join)["BLEU"] < 90
+
+
 def test_the_distance_is_that_of_all_alignments():
     def slow(a, b):
         if not a or not b:
@@ -193,6 +212,26 @@ def test_the_distance_is_that_of_all_alignments():
         assert translation.distance(a, b) == slow(a, b) == translation.distance(b, a)
 
 
+def test_every_width_takes_the_rate_of_its_best_trial(task):
+    config = replace(CONFIG, small=(2, 4), large=8, rates=(0.3, 0.1, 0.03))
+    values = {(2, 0.3): 5.0, (2, 0.1): 4.0, (2, 0.03): 6.0, (4, 0.1): 3.0, (8, 0.3): 2.0,
+              (8, 0.03): 2.5}  # fmt: skip
+    piece = lambda value: {"validation": {"score": value}, "test": {"score": -value}}
+    pieces = {Arm(DENSE, w, 0.0, 0, r).name: piece(value) for (w, r), value in values.items()}
+    lower = task._replace(quality="score", lower=True)
+    assert choose_rates(config, lower, pieces) == {2: 0.1, 4: 0.1, 8: 0.3}
+    assert choose_rates(config, lower._replace(lower=False), pieces) == {2: 0.03, 4: 0.1, 8: 0.03}
+    rates = choose_rates(config, lower, pieces)
+    assert all(arm.rate == rates[arm.width] for arm in arms(config, rates))
+    lines = report.rates_table(config, lower, pieces).splitlines()
+    assert lines[2] == "| 2 | 5.00 | **4.00** | 6.00 |"
+    assert lines[3] == "| 4 | not finite | **3.00** | not finite |"
+    with pytest.raises(
+        FloatingPointError, match="dense network of width 2: its loss is not finite"
+    ):
+        choose_rates(config, lower, {})
+
+
 def piece(nonzeros, quality):
     return {"nonzeros": nonzeros, "bytes": {"smallest": 4 * nonzeros}, "test": {"score": quality}}
 
@@ -200,13 +239,13 @@ def piece(nonzeros, quality):
 def test_dense_networks_between_two_widths_are_on_the_line_between_them(task):
     line = lambda n, seed: 10 * math.log(n) + seed
     dense = [
-        report.Found(Arm(DENSE, n, 0.0, 0), [0, 1], [piece(n, line(n, s)) for s in (0, 1)])
+        report.Found(Arm(DENSE, n, 0.0, 0, 1e-2), [0, 1], [piece(n, line(n, s)) for s in (0, 1)])
         for n in (100, 1000, 10_000)
     ]
     sparse = [
-        report.Found(Arm("gradual", 1, 0.9, 0), [0, 1], [piece(300, 1.0), piece(300, 2.0)]),
-        report.Found(Arm("gradual", 1, 0.99, 0), [1], [piece(2000, 3.0)]),
-        report.Found(Arm("gradual", 1, 0.999, 0), [0], [piece(50, 0.0)]),  # smaller than all
+        report.Found(Arm("gradual", 1, 0.9, 0, 1e-2), [0, 1], [piece(300, 1.0), piece(300, 2.0)]),
+        report.Found(Arm("gradual", 1, 0.99, 0, 1e-2), [1], [piece(2000, 3.0)]),
+        report.Found(Arm("gradual", 1, 0.999, 0, 1e-2), [0], [piece(50, 0.0)]),  # smaller than all
     ]
     scored = task._replace(quality="score", lower=False)
     for cost in (lambda one: one.nonzeros(), lambda one: one.bytes("smallest")):
@@ -214,14 +253,16 @@ def test_dense_networks_between_two_widths_are_on_the_line_between_them(task):
         assert (first[1], second[1]) == ([1.0, 2.0], [3.0])
         np.testing.assert_allclose(first[2], [line(300, 0), line(300, 1)])
         np.testing.assert_allclose(second[2], [line(2000, 1)])
+        last = report.claim_table([*dense, *sparse], scored, cost, "cost").splitlines()[-1]
+        assert last == "| width 1, 99.9 % pruned | 0.00 | none: smaller than the smallest | - | - |"
 
 
 def test_what_is_better_depends_on_the_measure(task):
     found = [
-        report.Found(Arm("dense", 1, 0, 0), [0, 1], [piece(100, 2.0), piece(100, 2.1)]),
-        report.Found(Arm("dense", 2, 0, 0), [0, 1], [piece(900, 2.0), piece(900, 2.1)]),
-        report.Found(Arm("gradual", 2, 0.9, 0), [0, 1], [piece(300, 1.0), piece(300, 1.1)]),
-        report.Found(Arm("gradual", 2, 0.8, 0), [0, 1], [piece(300, 1.0), piece(300, 4.0)]),
+        report.Found(Arm("dense", 1, 0, 0, 1e-2), [0, 1], [piece(100, 2.0), piece(100, 2.1)]),
+        report.Found(Arm("dense", 2, 0, 0, 1e-2), [0, 1], [piece(900, 2.0), piece(900, 2.1)]),
+        report.Found(Arm("gradual", 2, 0.9, 0, 1e-2), [0, 1], [piece(300, 1.0), piece(300, 1.1)]),
+        report.Found(Arm("gradual", 2, 0.8, 0, 1e-2), [0, 1], [piece(300, 1.0), piece(300, 4.0)]),
     ]
     for lower, word in ((True, "better"), (False, "worse")):
         scored = task._replace(quality="score", lower=lower)
@@ -264,6 +305,9 @@ def test_all_presets_have_widths_below_the_large_one():
             assert max(config.small) < config.large
             assert len(config.small) >= 1 + (config.preset != "smoke")
             assert 0 < config.begin < config.end < 1
+            if config.preset != "smoke":  # updates come at multiples of `every`
+                for share in (config.begin, config.end):
+                    assert round(share * config.steps) % config.every == 0
 
 
 @pytest.mark.slow
