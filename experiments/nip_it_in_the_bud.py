@@ -38,23 +38,24 @@ WORK = Path(__file__).parent / "runs"  # checkpoints and raw results, not commit
 
 _CPU = Config(
     preset="cpu", dataset="fashion_mnist", network="wrn", depth=10, width=1, seeds=3, epochs=4,
-    batch=64, learning_rate=0.1, weight_decay=5e-4, tune_rate=8e-4, every=8, each=1,
+    batch=64, learning_rate=0.1, weight_decay=5e-4, tune_rates=(3e-2, 8e-3, 8e-4), every=8, each=1,
     signals=("fisher", "l1", "random"), marks=(0.25, 0.5, 0.75, 0.9), depths=(),
     widths=(0.5, 0.25), zs=(0.5, 0.25, 0.1), scratch=("fisher",), examples=12_000,
 )  # fmt: skip
 _WRN = Config(
     preset="full", dataset="cifar10", network="wrn", depth=40, width=2, seeds=3, epochs=200,
-    batch=128, learning_rate=0.1, weight_decay=5e-4, tune_rate=8e-4, every=100, each=1,
+    batch=128, learning_rate=0.1, weight_decay=5e-4, tune_rates=(8e-4,), every=100, each=1,
     signals=("fisher", "l1", "random"), marks=(0.25, 0.5, 0.75, 0.9), depths=(34, 28, 22, 16),
     widths=(1.5, 1.0, 0.75), zs=(0.5, 0.25, 0.125), scratch=("fisher", "l1"),
     drops=(0.3, 0.6, 0.8),
 )  # fmt: skip
 _DENSENET = replace(
     _WRN, network="densenet", depth=100, width=12, epochs=300, batch=64, weight_decay=1e-4,
-    tune_rate=1e-3, depths=(82, 64, 40), widths=(10, 8, 6), drops=(0.5, 0.75), drop=0.1,
+    tune_rates=(1e-3,), depths=(82, 64, 40), widths=(10, 8, 6), drops=(0.5, 0.75), drop=0.1,
 )  # fmt: skip
 _SMOKE = replace(
     _CPU, preset="smoke", dataset="digits", seeds=1, epochs=1, batch=16, every=1, each=28,
+    tune_rates=(8e-4,),
     signals=("fisher",), marks=(0.5,), widths=(), zs=(0.5,), examples=64, batches=(1, 4),
 )  # fmt: skip
 _small = partial(replace, network="densenet", depth=10, width=4, widths=(2,))
@@ -125,8 +126,9 @@ def run(arguments: Arguments) -> Path:
 def run_seed(bench: Bench, told: Told) -> None:
     """Every arm of a seed that is not finished."""
     dense = bench.dense(told)
+    rate = bench.tune_rate(dense, told)
     for signal in bench.config.signals:
-        bench.path(signal, dense, told)
+        bench.path(signal, rate, dense, told)
     for arm in bench.others():
         bench.train(arm, told)
 
@@ -139,7 +141,8 @@ def total(config: Config, problem: Problem) -> int:
     small = len(config.depths) + len(config.widths) + len(config.zs)
     small += len(smaller_marks(config)) if config.copies else 0
     each = dense * (1 + small) + len(config.signals) * path + len(config.scratch) * twice
-    return config.seeds * each
+    trials = len(config.tune_rates) if len(config.tune_rates) > 1 else 0
+    return config.seeds * each + trials * path
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,29 +97,58 @@ class Bench:
             state = jp.checkpoint.restore(run.folder, jax.eval_shape(run.start))
         return jax.tree.map(np.asarray, variables_of(state))
 
-    def path(self, signal: str, dense: Any, told: Told) -> None:
+    def tune_rate(self, dense: Any, told: Told) -> float:
+        """The rate of fine-tuning, chosen once and read then.
+
+        Raises:
+          FloatingPointError: no rate has a finite loss.
+        """
+        rates, (signal, *_) = self.config.tune_rates, self.config.signals
+        if len(rates) > 1 and TRIALS not in self.book.pieces:
+            tried = {f"{rate:g}": self._tried(signal, rate, dense, told) for rate in rates}
+            self.book.record(TRIALS, tried)
+        tried = self.book.pieces.get(TRIALS, {})
+        return best_rate(rates, tried)
+
+    def _tried(self, signal: str, rate: float, dense: Any, told: Told) -> float | None:
+        """The mean validation error at the marks of a path; None where the loss is not finite."""
+        name = lambda mark: trial(rate, mark)
+        try:
+            self._walk(signal, rate, name, dense, told)
+        except FloatingPointError:
+            return None
+        found = (self.book.pieces[self.named(name(mark))] for mark in self.config.marks)
+        return float(np.mean([piece["validation"] for piece in found]))
+
+    def path(self, signal: str, rate: float, dense: Any, told: Told) -> None:
         """Fine-tune while units go; at every mark the network is measured and kept."""
+        self._walk(signal, rate, partial(tuned, signal), dense, told)
+
+    def _walk(
+        self, signal: str, rate: float, piece: Callable[[float], str], dense: Any, told: Told
+    ) -> None:
+        """A path, whose networks are recorded as `piece(mark)`."""
         counts = marks(self.config, self.problem)
-        missing = lambda: [mark for mark in counts if not self.has(tuned(signal, mark))]
+        missing = lambda: [mark for mark in counts if not self.has(piece(mark))]
         if not missing():
             return
-        most, name = max(counts.values()), f"{signal} path"
+        most, name = max(counts.values()), f"{piece(max(counts))} path"
         steps = steps_to(self.config, most)
-        program = self.programs(self.config.shape, steps, Removal(signal, most))
+        program = self.programs(self.config.shape, steps, Removal(signal, most, rate))
         run = Fit(program, self.seed, self.folder(name), dense)
 
         def seen(step: int, state: State) -> None:
             kept = kept_of(state)
             for mark in missing():
                 if gone(kept) == counts[mark]:
-                    self._keep(tuned(signal, mark), state, kept, step)
+                    self._keep(piece(mark), state, kept, step)
 
         with alone(run.folder, wait=False):
             state = run.run(lambda steps: told(steps, name), seen)
         if missing():
             raise FloatingPointError(
                 f"{self.named(name)} ended with {gone(kept_of(state))} of {most} units gone: "
-                "removals are refused where the signal is not finite. Lower `tune_rate`."
+                "removals are refused where the signal is not finite. Lower `tune_rates`."
             )
 
     def _keep(self, name: str, state: State, kept: Kept, step: int) -> None:
@@ -160,6 +190,30 @@ class Bench:
             scaled = jp.structure.scaled_profile(coupling, last, parameters=target)
             found[mark] = problem.shape_with(scaled)
         return found
+
+
+def best_rate(rates: Sequence[float], tried: Mapping[str, float | None]) -> float:
+    """The only rate, or that of the lowest error.
+
+    Example:
+      >>> best_rate((0.1, 0.01, 1.0), {"0.1": 9.5, "0.01": 8.0, "1": None})
+      0.01
+    """
+    if len(rates) == 1:
+        return rates[0]
+    finite = {rate: found for rate in rates if (found := tried[f"{rate:g}"]) is not None}
+    if not finite:
+        raise FloatingPointError(f"No tuning rate of {rates} has a finite loss. Lower them.")
+    return min(finite, key=lambda rate: finite[rate])
+
+
+TRIALS = "tuning rates"
+"""The piece with the mean error of every rate."""
+
+
+def trial(rate: float, mark: float) -> str:
+    """The name of a network at a mark, tuned to choose the rate, without the seed."""
+    return f"rate {rate:g} {mark:g} tried"
 
 
 def tuned(signal: str, mark: float) -> str:

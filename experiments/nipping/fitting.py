@@ -14,11 +14,17 @@ import jaxprune as jp
 from experiments import resumable
 from experiments.dense_training import kernels
 from experiments.image_batches import augment
+from experiments.methods import build_saliency
 from experiments.nipping.task import Config, Problem, Shape
 from experiments.orders import Orders
+from experiments.training import cross_entropy
 from jaxprune.types import PyTree
 
-SIGNALS = ("fisher", "taylor", "l1", "random")
+GATES = ("fisher", "taylor")
+"""Signals that the gates of the train step give."""
+CURVATURES = ("obd", "obd_sd_damage")
+"""Signals of the gates' curvature, of the step's batch and running statistics at every removal."""
+SIGNALS = (*GATES, *CURVATURES, "l1", "random")
 
 
 class State(NamedTuple):
@@ -45,10 +51,12 @@ class Removal(NamedTuple):
     Attributes:
       signal: one of `SIGNALS`.
       most: how many in all.
+      rate: of fine-tuning.
     """
 
     signal: str
     most: int
+    rate: float
 
 
 def schedule(config: Config, steps: int) -> optax.Schedule:
@@ -78,7 +86,7 @@ class Program:
     def _parts(self) -> tuple[optax.GradientTransformationExtraArgs, PyTree, Callable[..., Any]]:
         """The Optax chain, gates of 1 where the signal is read off gates, and the model."""
         config, model = self.config, self.problem.model(self.shape)
-        rate: Any = schedule(config, self.steps) if self.removal is None else config.tune_rate
+        rate: Any = schedule(config, self.steps) if self.removal is None else self.removal.rate
         plain = optax.chain(
             optax.add_decayed_weights(config.weight_decay, mask=kernels),
             optax.sgd(rate, momentum=0.9, nesterov=True),
@@ -90,11 +98,19 @@ class Program:
             return optax.with_extra_args_support(plain), {}, lambda v, gates, x: train(v, x)
         coupling, inner = self.problem.coupling, self.problem.inner
         part = coupling.part(lambda v: v["params"], self.problem.variables(self.shape))
-        asked: Any = self.removal.signal
-        if asked == "l1":
+        named = self.removal.signal
+        asked: Any = named
+        if named == "l1":
             asked = jp.saliency.unit_magnitude(part, incoming=True)
-        elif asked == "random":
-            asked = lambda params, key: jp.saliency.random_units(part, key)(params)
+        elif named == "random":
+            asked = lambda params, batch: jp.saliency.random_units(part, batch["key"])(params)
+        elif named in CURVATURES:
+            damage = jp.saliency.on_gates(
+                coupling, cross_entropy, lambda apply, loss: build_saliency(named, apply, 0)
+            )
+            asked = lambda params, batch: damage(
+                {"params": params, "batch_stats": batch["stats"]}, batch["examples"]
+            )
         gone = jp.remove_units(
             part, every=config.every, each=config.each, stop=self.removal.most, signal=asked,
             groups=inner,
@@ -126,8 +142,9 @@ class Program:
         both = jax.value_and_grad(objective, (0, 1), has_aux=True)
         (loss, stats), (gradient, slopes) = both(state.params, self.gates)
         updates, opt_state = self.optimizer.update(
-            gradient, state.opt_state, state.params, gates=slopes, batch=key
-        )
+            gradient, state.opt_state, state.params, gates=slopes,
+            batch={"key": key, "stats": stats, "examples": (images, labels)},
+        )  # fmt: skip
         params = optax.apply_updates(state.params, updates)
         mean = resumable.running_mean(state.loss, loss, state.step)
         return State(state.step + 1, params, stats, opt_state, mean)
@@ -184,8 +201,8 @@ class Fit:
         state = jax.device_put(resumable.newest(self.folder, self.start), self.placed.whole)
         return resumable.advance(
             state, program.steps, self.folder, update, told=told, look=look,
-            failing=f"Lower the learning rate of {program.shape.label} "
-            f"({self.config.learning_rate:g}, {self.config.tune_rate:g} in fine-tuning).",
+            failing=f"Lower the {'learning rate' if program.removal is None else 'tuning rate'} of "
+            f"{program.shape.label}.",
         )  # fmt: skip
 
 

@@ -75,25 +75,27 @@ def errors(config: Config, pieces: Pieces, name: str) -> list[float]:
 
 def network_table(config: Config, pieces: Pieces) -> str:
     """Every network: costs, milliseconds, GFLOP/s reached, error."""
-    rows = []
+    rows, most = [], str(max(config.batches))
+    whole = pieces[f"cost {config.shape.label}"]
     for name in names(config):
         shape = shape_of(config, pieces, name)
         if shape is None:
             continue
         cost, found = pieces[f"cost {shape.label}"], errors(config, pieces, name)
-        most = max(config.batches)
-        reached = cost["flops"] * most / cost["ms"][str(most)][0] / 1e6
+        ms = cost["ms"][most][0]
         rows.append(
             [
                 name, f"{cost['parameters']:,}", f"{cost['flops'] / 1e6:.2f}",
                 f"{cost['activations'] / 1024:.0f}",
                 *(_quartiles(cost["ms"][str(batch)]) for batch in config.batches),
-                f"{reached:.1f}", spread(found),
+                f"{1e3 * int(most) / ms:,.0f}", f"{cost['flops'] * int(most) / ms / 1e6:.1f}",
+                f"{whole['flops'] / cost['flops']:.2f}", f"{whole['ms'][most][0] / ms:.2f}",
+                spread(found),
             ]
         )  # fmt: skip
     times = [f"ms, batch {batch}" for batch in config.batches]
-    head = ["network", "parameters", "MFLOP", "activations, KiB", *times,
-            f"GFLOP/s, batch {max(config.batches)}", "error %"]  # fmt: skip
+    head = ["network", "parameters", "MFLOP", "activations, KiB", *times, "images/s",
+            "GFLOP/s", "times fewer FLOPs", "times faster", "error %"]  # fmt: skip
     return markdown(head, rows)
 
 
@@ -135,26 +137,24 @@ def profile_table(config: Config, pieces: Pieces, problem: Problem) -> str:
     return markdown(head, rows)
 
 
-def budget_table(config: Config, pieces: Pieces, problem: Problem) -> str:
-    """Steps and FLOPs of one network's training, a backward pass taken as two forward passes."""
-    dense, ends = problem.dense_steps, arms.marks(config, problem)
-    flops = pieces[f"cost {config.shape.label}"]["flops"]
+def budget_table(config: Config, pieces: Pieces) -> str:
+    """Steps and FLOPs of every training, a backward pass taken as two forward passes."""
+    dense = pieces[f"cost {config.shape.label}"]["flops"]
     rows = []
-    for what, steps in (
-        ("dense, scratch, reduced, copies", dense),
-        *((f"tuned to {percent(mark)}", arms.steps_to(config, count))
-          for mark, count in ends.items()),
-        *((f"scratch long, {percent(mark)}", dense + arms.steps_to(config, count))
-          for mark, count in ends.items()),
-    ):  # fmt: skip
-        whole = 3 * flops * steps * config.batch / 1e9
-        rows.append([what, f"{steps:,}", f"{whole:,.0f}"])
-    return markdown(["training", "steps", "GFLOP, at the dense network's size"], rows)
+    for name in names(config):
+        shape = shape_of(config, pieces, name)
+        if shape is None:
+            continue
+        masked = name.endswith("tuned")  # units go, the shapes stay
+        flops = dense if masked else pieces[f"cost {shape.label}"]["flops"]
+        steps = next(iter(by_seed(config, pieces, name).values()))["steps"]
+        rows.append([name, f"{steps:,}", f"{3 * flops * steps * config.batch / 1e9:,.0f}"])
+    return markdown(["training", "steps", "GFLOP"], rows)
 
 
-def document(config: Config, problem: Problem, pieces: Pieces) -> str:
+def document(config: Config, problem: Problem, book: ledger.Ledger) -> str:
     """Everything as Markdown."""
-    hardware, shape = ledger.hardware(), config.shape
+    pieces, hardware, shape = book.pieces, book.made_on, config.shape
     seeds = len(errors(config, pieces, "dense"))
     if not seeds:
         return "Nothing is finished yet.\n"
@@ -165,7 +165,9 @@ def document(config: Config, problem: Problem, pieces: Pieces) -> str:
         f"{seeds} seeds (0 to {seeds - 1}): mean ± sample standard deviation of the test error. "
         f"{config.each} of {problem.units:,} units between the convolutions of blocks go every "
         f"{config.every} steps of {config.batch} examples. Costs are those of one image and of the "
-        "first seed's network; milliseconds medians with quartiles of a jitted forward pass.",
+        "first seed's network; milliseconds medians with quartiles of a jitted forward pass; "
+        f"images/s, GFLOP/s and how many times faster at batch {max(config.batches)}; activations "
+        "are the results of all products and convolutions.",
         f"`{command} {options}`; {hardware['device']} ({hardware['platform']}, "
         f"{hardware['cores']} cores, {hardware['devices']} devices), jax {hardware['jax']}, "
         f"{config.dtype}.",
@@ -175,15 +177,30 @@ def document(config: Config, problem: Problem, pieces: Pieces) -> str:
         finding_table(config, pieces),
         "Units kept in every block:",
         profile_table(config, pieces, problem),
-        "Budgets:",
-        budget_table(config, pieces, problem),
+        *rate_lines(config, pieces),
+        "Budgets (fine-tuning comes after dense training, and runs at the dense network's size):",
+        budget_table(config, pieces),
     ]
     return "\n\n".join(parts) + "\n"
 
 
+def rate_lines(config: Config, pieces: Pieces) -> list[str]:
+    """How the rate of fine-tuning was chosen, if it was."""
+    if arms.TRIALS not in pieces:
+        return []
+    tried = pieces[arms.TRIALS]
+    chosen = arms.best_rate(config.tune_rates, tried)
+    say = lambda value: "not finite" if value is None else f"{value:.2f}"
+    told = ", ".join(f"{rate}: {say(value)}" for rate, value in tried.items())
+    return [
+        f"Fine-tuned at {chosen:g}: mean validation error at the marks of the path by "
+        f"{config.signals[0]}, seed 0, by rate: {told}."
+    ]
+
+
 def show(config: Config, problem: Problem, book: ledger.Ledger, stem: Path) -> None:
     """Write the tables and the plot beside the JSON, and print the tables."""
-    text = document(config, problem, book.pieces)
+    text = document(config, problem, book)
     show_page(text, stem, book.path, lambda path: draw(config, book.pieces, path))
 
 

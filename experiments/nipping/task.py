@@ -70,7 +70,8 @@ class Config:
       weight_decay: on kernels.
       drops: shares of the steps after which the rate falls to `drop` times itself; none: a cosine.
       smoothing: of the labels.
-      tune_rate: the constant rate of fine-tuning while units go.
+      tune_rates: constant rates of fine-tuning while units go; the first signal's path with the
+        first seed chooses, by the mean error at the marks on validation examples.
       every, each: a removal of so many units every so many steps.
       signals: by which units go, of `fitting.SIGNALS`.
       marks: shares of the units gone at which a network is kept and measured.
@@ -92,7 +93,7 @@ class Config:
     batch: int
     learning_rate: float
     weight_decay: float
-    tune_rate: float
+    tune_rates: tuple[float, ...]
     every: int
     each: int
     signals: tuple[str, ...]
@@ -135,12 +136,15 @@ class Problem:
     Args:
       config: which.
       data_dir: where tensorflow_datasets keeps prepared data.
+      found: the data, if they are at hand.
     """
 
-    def __init__(self, config: Config, data_dir: Path | None = None):
+    def __init__(
+        self, config: Config, data_dir: Path | None = None, found: data.Dataset | None = None
+    ):
         check_known("set of images", [config.dataset], CHANNELS)
         check_known("network", [config.network], NETWORKS)
-        found = data.load(config.dataset, data_dir=data_dir)
+        found = data.load(config.dataset, data_dir=data_dir) if found is None else found
         self.config, self.classes = config, found.num_classes
         self.train = Split(*(np.asarray(part[: config.examples]) for part in found.train))
         self.parts = {"validation": found.validation, "test": found.test}

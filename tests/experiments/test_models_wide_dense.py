@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax import nnx
 
 import jaxprune as jp
-from experiments.models import DenseNet, NNXWideResNet, WideResNet
+from experiments.models import DenseNet, NNXWideResNet, ResNet, WideResNet
 from experiments.models.wide_resnet import wide_widths
 from jaxprune.trees import count
 
@@ -33,10 +33,19 @@ def coupled(model, image=IMAGE):
         (WideResNet(16, 2), 691_674),
         (WideResNet(28, 10), 36_479_194),
         (DenseNet(), 769_162),
+        (ResNet(20), 269_722),
     ],
 )
 def test_the_parameters_are_those_published(model, parameters):
     assert count(shapes(model)["params"]) == parameters
+
+
+@pytest.mark.parametrize(
+    ("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)]
+)
+def test_resnets_have_the_published_millions(depth, millions):
+    own = count(shapes(ResNet(depth))["params"]) / 1e6
+    assert own == pytest.approx(millions, abs=0.03 if depth == 110 else 0.008)
 
 
 def test_multiply_adds_are_those_published_with_one_for_every_normalised_number():

@@ -11,7 +11,7 @@ import pytest
 import jaxprune as jp
 from experiments import nip_it_in_the_bud as experiment
 from experiments import resumable
-from experiments.nipping import fitting, report
+from experiments.nipping import arms, fitting, report
 from experiments.nipping.arms import Bench, Scratch, as_shape, kept_of, marks, reduced, tuned
 from experiments.nipping.fitting import Fit, Program, Removal, variables_of
 from experiments.nipping.task import Problem, Shape
@@ -72,8 +72,11 @@ def test_marks_are_reached_and_scratch_has_the_pruned_shapes_and_other_weights(
         )
         for name in problem.inner:
             block = name.split("/")[0]
-            ours, other = (np.asarray(p[block]["second"]["kernel"]).ravel() for p in (new, dense))
-            assert np.isin(ours, other).mean() < 0.01  # chance
+            ours, first, trained = (
+                np.asarray(p[block]["second"]["kernel"]).ravel()
+                for p in (new, dense, kept["params"])
+            )
+            assert np.isin(ours, np.concatenate([first, trained])).mean() < 0.01  # chance
 
 
 def test_a_second_run_computes_nothing(finished, monkeypatch):
@@ -111,7 +114,7 @@ def test_a_path_that_is_killed_ends_with_the_bits_of_one_that_is_not(
     signal, problem, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(resumable, "SAVE_SECONDS", -1)  # a checkpoint after every step
-    program = Program(problem, CONFIG.shape, 3, Removal(signal, 2 * CONFIG.each))
+    program = Program(problem, CONFIG.shape, 3, Removal(signal, 2 * CONFIG.each, 8e-4))
     dense = problem.init(CONFIG.shape, jax.random.key(5))
     seen = []
     whole = Fit(program, 0, tmp_path / "whole", dense).run(lambda _: None)
@@ -172,6 +175,21 @@ def test_rates_fall_where_the_schedule_says():
 def test_bad_arguments_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         experiment.configure(experiment.Arguments(**arguments))
+
+
+@pytest.mark.slow
+def test_the_tuning_rate_is_chosen_once_on_validation_examples(finished, tmp_path, monkeypatch):
+    config = replace(CONFIG, tune_rates=(1e30, 8e-3, 8e-4), scratch=(), zs=(), copies=False)
+    monkeypatch.setattr(experiment, "WORK", tmp_path)
+    monkeypatch.setattr(experiment, "configure", lambda _: config)
+    path = experiment.run(experiment.Arguments(preset="smoke"))
+    found = json.loads(path.read_text())["pieces"]
+    tried = found[arms.TRIALS]
+    assert tried["1e+30"] is None
+    best = min((8e-3, 8e-4), key=lambda rate: tried[f"{rate:g}"])
+    ours, chosen = found["fisher 0.5 tuned seed 0"], found[f"rate {best:g} 0.5 tried seed 0"]
+    assert ours == chosen
+    assert f"Fine-tuned at {best:g}" in path.with_suffix(".md").read_text()
 
 
 @pytest.mark.slow
