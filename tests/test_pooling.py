@@ -34,11 +34,8 @@ def ties(shape):
     return jnp.asarray(np.random.default_rng(1).integers(0, 2, shape), float)
 
 
-# Every other one each time, all of them in the slow set.
-SOME = [pytest.param(n, marks=pytest.mark.slow if i % 2 else ()) for i, n in enumerate(POOLS)]
-
-
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.half
+@pytest.mark.parametrize("name", POOLS)
 @pytest.mark.parametrize("make", [draw, ties])
 def test_values_are_flaxs_and_the_gradient_is_xlas(name, make, x64):
     shape, *how = POOLS[name]
@@ -50,7 +47,8 @@ def test_values_are_flaxs_and_the_gradient_is_xlas(name, make, x64):
     assert_near(pull(deltas)[0], plain_pull(deltas)[0], jnp.float64)
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.half
+@pytest.mark.parametrize("name", POOLS)
 def test_forward_and_reverse_derivatives_are_each_others_transpose(name, x64):
     shape, *how = POOLS[name]
     x, v = ties(shape), draw(shape, 3)
@@ -69,7 +67,8 @@ def test_second_derivatives_are_those_of_flax(name, x64):
     assert_near(hessian(max_pool), hessian(nn.max_pool), jnp.float64)
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.half
+@pytest.mark.parametrize("name", POOLS)
 def test_under_jit_and_vmap_it_is_the_same(name):
     shape, *how = POOLS[name]
     x = draw((3, *shape))

@@ -171,9 +171,8 @@ def block_diagonal(params, matrix, blocks):
     return np.where(keep, matrix, 0)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if i % 2 else ()) for i, n in enumerate(ALL)]
-)
+@pytest.mark.half
+@pytest.mark.parametrize("name", ALL)
 def test_products_gram_columns_and_diagonal(name, x64):
     problem, fisher = fisher_of(name)
     g, rng = gradients(name), np.random.default_rng(4)
