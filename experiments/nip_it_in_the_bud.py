@@ -37,7 +37,7 @@ from experiments.presenting import progress
 WORK = Path(__file__).parent / "runs"  # checkpoints and raw results, not committed
 
 _CPU = Config(
-    preset="cpu", dataset="fashion_mnist", network="wrn", depth=10, width=1, seeds=3, epochs=4,
+    preset="cpu", dataset="fashion_mnist", network="wrn", depth=10, width=1, seeds=3, epochs=3,
     batch=64, learning_rate=0.1, weight_decay=5e-4, tune_rates=(3e-2, 8e-3, 8e-4), every=8, each=1,
     signals=("fisher", "l1", "random"), marks=(0.25, 0.5, 0.75, 0.9), depths=(),
     widths=(0.5, 0.25), zs=(0.5, 0.25, 0.1), scratch=("fisher",), examples=12_000,

@@ -74,6 +74,9 @@ class Config:
         first seed chooses, by the mean error at the marks on validation examples.
       every, each: a removal of so many units every so many steps.
       signals: by which units go, of `fitting.SIGNALS`.
+      cost: what a unit's signal is divided by: None, or one of `Coupling.unit_costs`.
+      shrink_every: removals after which the network is really made smaller, and compiled anew;
+        0: units are masked to the end.
       marks: shares of the units gone at which a network is kept and measured.
       depths, widths, zs: of reduced networks, one of the three changed at a time.
       scratch: signals whose architectures are also trained from scratch.
@@ -102,6 +105,8 @@ class Config:
     widths: tuple[float, ...]
     zs: tuple[float, ...]
     scratch: tuple[str, ...]
+    cost: str | None = None
+    shrink_every: int = 0
     copies: bool = True
     drops: tuple[float, ...] = ()
     drop: float = 0.2
