@@ -40,6 +40,7 @@ from experiments.dense_training import NETWORKS, About, Config, State, Training,
 from experiments.image_batches import CHANNELS
 from experiments.locking import Busy, alone
 from experiments.naming import check_known
+from experiments.presenting import bar
 from experiments.tables import markdown
 
 WORK = Path(__file__).parent / "runs"  # checkpoints, not committed
@@ -245,24 +246,12 @@ class Run:
 @contextmanager
 def _progress(start: int, total: int) -> Iterator[Callable[..., None]]:
     """A bar on stderr; yields `show(step, text="")`. Without a terminal: the texts, one a line."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console, began = Console(stderr=True), time.monotonic()
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    left = TimeRemainingColumn(elapsed_when_finished=True)
-    with Progress(*columns, left, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("training", total=total, completed=start)
+    began, terminal = time.monotonic(), sys.stderr.isatty()
+    with bar("training", disable=not terminal) as shown:
+        task = shown.add_task("training", total=total, completed=start)
 
         def show(step: int, text: str = "") -> None:
-            bar.update(task, completed=step)
+            shown.update(task, completed=step)
             if text:
                 seconds = (time.monotonic() - began) / (step - start) * (total - step)
                 print(f"{text}  {seconds / 60:.1f} min left", flush=True)

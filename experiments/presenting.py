@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.ledger import Ledger, write_atomically
 from experiments.tables import markdown, percent, spread
 from jaxprune.reporting import accuracy_plot
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 ARMS = ("one_shot", "fine_tuned", "scratch")
 COLUMNS = (
@@ -18,9 +21,8 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@contextmanager
-def progress(total: int) -> Iterator[Callable[..., None]]:
-    """A bar with the time taken and left on stderr; yields `advance(steps=1, what="")`."""
+def bar(text: str, **options: Any) -> Progress:
+    """A bar on stderr with a text, steps done, and the time taken and left."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -31,11 +33,17 @@ def progress(total: int) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("{task.description:16}"), BarColumn(), MofNCompleteColumn())
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, *times, console=Console(stderr=True)) as bar:
-        task = bar.add_task("dense", total=total)
-        yield lambda steps=1, what="dense": bar.update(task, advance=steps, description=what)
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    left = TimeRemainingColumn(elapsed_when_finished=True)
+    return Progress(*columns, left, console=Console(stderr=True), **options)
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[..., None]]:
+    """A bar of named steps; yields `advance(steps=1, what="")`."""
+    with bar("{task.description:16}") as shown:
+        task = shown.add_task("dense", total=total)
+        yield lambda steps=1, what="dense": shown.update(task, advance=steps, description=what)
 
 
 def show_page(text: str, stem: Path, results: Path, draw: Callable[[Path], None]) -> None:

@@ -149,9 +149,8 @@ class Coupling:
         """
         self.check(variables)
         flags = self.vector(kept)
-        structure = jax.tree.structure(variables)
         masks = [jnp.asarray(outer(axes, flags)) for axes in self.labels]
-        return jax.tree.unflatten(structure, masks)
+        return jax.tree.unflatten(jax.tree.structure(variables), masks)
 
     def kept(self, mask: Mask) -> dict[str, Any]:
         """Which units a mask keeps: a unit is removed if ALL its slices are pruned."""
