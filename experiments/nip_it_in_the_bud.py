@@ -31,14 +31,14 @@ from experiments.naming import check_known, check_seeds
 from experiments.nipping import report
 from experiments.nipping.arms import Bench, Told, marks, smaller_marks, steps_to
 from experiments.nipping.fitting import Program
-from experiments.nipping.task import NETWORKS, Config, Problem
+from experiments.nipping.task import COSTS, NETWORKS, Config, Problem
 from experiments.presenting import progress
 
 WORK = Path(__file__).parent / "runs"  # checkpoints and raw results, not committed
 
 _CPU = Config(
-    preset="cpu", dataset="fashion_mnist", network="wrn", depth=10, width=1, seeds=3, epochs=3,
-    batch=64, learning_rate=0.1, weight_decay=5e-4, tune_rates=(3e-2, 8e-3, 8e-4), every=8, each=1,
+    preset="cpu", dataset="fashion_mnist", network="wrn", depth=10, width=1, seeds=3, epochs=2,
+    batch=32, learning_rate=0.05, weight_decay=5e-4, tune_rates=(1e-2, 3e-3, 8e-4), every=8, each=1,
     signals=("fisher", "l1", "random"), marks=(0.25, 0.5, 0.75, 0.9), depths=(),
     widths=(0.5, 0.25), zs=(0.5, 0.25, 0.1), scratch=("fisher",), examples=12_000,
 )  # fmt: skip
@@ -78,6 +78,10 @@ class Arguments:
     """If not the preset's: digits, mnist, fashion_mnist or cifar10."""
     seeds: int | None = None
     """How many runs of every arm, if not the preset's."""
+    cost: str | None = None
+    """What a unit's signal is divided by: none, parameters, flops, bytes or activations."""
+    shrink_every: int = 0
+    """Removals after which the network is really made smaller; 0: units are masked to the end."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic; parameters are float32."""
     data_dir: Path | None = None
@@ -90,10 +94,17 @@ def configure(arguments: Arguments) -> Config:
     """The configuration that the arguments ask for.
 
     Raises:
-      ValueError: an unknown network; less than one seed.
+      ValueError: an unknown network or cost; less than one seed; shrunk every -1 removals.
     """
     check_known("network", [arguments.network], NETWORKS)
-    config = replace(PRESETS[arguments.preset][arguments.network], dtype=arguments.dtype)
+    if arguments.shrink_every < 0:
+        raise ValueError(f"`shrink_every` is at least 0, got {arguments.shrink_every}.")
+    if arguments.cost is not None:
+        check_known("cost", [arguments.cost], COSTS)
+    config = replace(
+        PRESETS[arguments.preset][arguments.network], dtype=arguments.dtype, cost=arguments.cost,
+        shrink_every=arguments.shrink_every,
+    )  # fmt: skip
     if arguments.dataset is not None:
         config = replace(config, dataset=arguments.dataset)
     check_seeds(arguments.seeds, "runs every arm has")

@@ -75,6 +75,7 @@ def advance(
     told: Callable[[int], None],
     look: Callable[[int, Any], None] = lambda step, state: None,
     failing: str = "The loss is not finite.",
+    begun: int = 0,
 ) -> Any:
     """Take the steps that are left, with checkpoints on the way and at the end.
 
@@ -87,11 +88,12 @@ def advance(
         earlier processes too.
       look: called with the steps done and the state after every step, before that is saved.
       failing: what to do about a loss that is not finite.
+      begun: the step that the first process began at.
 
     Raises:
       FloatingPointError: the loss is NaN or infinite.
     """
-    saved, step, shown = time.monotonic(), int(state.step), 0
+    saved, step, shown = time.monotonic(), int(state.step), begun
     while step < steps:
         state = update(state, step)
         step += 1

@@ -36,6 +36,26 @@ class Scratch(NamedTuple):
     steps: int
 
 
+class Stage(NamedTuple):
+    """A part of a path in which arrays keep their shapes.
+
+    Attributes:
+      program: its steps.
+      lost: units gone before it.
+      begun: steps done before it.
+      flops: those of the forward passes before it, of one image a step.
+    """
+
+    program: Program
+    lost: int
+    begun: int
+    flops: int
+
+    def flops_at(self, step: int) -> int:
+        """FLOPs of all forward passes of the path up to a step, of one image a step."""
+        return self.flops + (step - self.begun) * self.program.flops
+
+
 class Bench:
     """The networks of one seed, and the ledger they are written to.
 
@@ -129,36 +149,52 @@ class Bench:
     ) -> None:
         """A path, whose networks are recorded as `piece(mark)`."""
         counts = marks(self.config, self.problem)
-        missing = lambda: [mark for mark in counts if not self.has(piece(mark))]
-        if not missing():
+        names = [(count, piece(mark)) for mark, count in counts.items()]
+        if all(self.has(name) for _, name in names):
             return
-        most, name = max(counts.values()), f"{piece(max(counts))} path"
-        steps = steps_to(self.config, most)
-        program = self.programs(self.config.shape, steps, Removal(signal, most, rate))
-        run = Fit(program, self.seed, self.folder(name), dense)
+        most, path = max(names)
+        path += " path"
+        with alone(self.folder(path), wait=False):
+            shape, first, lost, flops = self.config.shape, None, 0, 0
+            for count in stages(self.config, most):
+                removal = Removal(signal, count - lost, rate)
+                program = self.programs(shape, steps_to(self.config, count), removal)
+                first = program.start(dense) if first is None else first
+                run = Fit(program, self.seed, self.folder(path) / str(lost), first)
+                stage = Stage(program, lost, run.begun, flops)
+                see = partial(self._see, stage, names)
+                state = run.run(lambda steps: told(steps, path), see)
+                found = lost + gone(kept_of(state))
+                if found != count:
+                    raise FloatingPointError(
+                        f"{self.named(path)} ended with {found} of {count} units gone: removals "
+                        "are refused where the signal is not finite. Lower `tune_rates`."
+                    )
+                lost, flops = count, stage.flops_at(program.steps)
+                if count < most:
+                    shape, first = self._smaller(program, state)
 
-        def seen(step: int, state: State) -> None:
-            kept = kept_of(state)
-            for mark in missing():
-                if gone(kept) == counts[mark]:
-                    self._keep(piece(mark), state, kept, step)
+    def _see(self, stage: Stage, names: list[tuple[int, str]], step: int, state: State) -> None:
+        """Record the network at a mark: its checkpoint, really smaller, its errors and steps."""
+        at = stage.lost + gone(kept_of(state))
+        for name in (name for count, name in names if count == at and not self.has(name)):
+            coupling, kept = self.problem.coupled(stage.program.shape), kept_of(state)
+            small = jp.structure.shrink_units(variables_of(state), kept, coupling)
+            left = self.problem.shape_with(jp.structure.width_profile(coupling, kept))
+            jp.checkpoint.save(self.folder(name), small, step=step, keep=1)
+            found = self.measured(left, small)
+            spent = {"steps": step, "flops": stage.flops_at(step)}
+            self.book.record(self.named(name), {**found, **spent})
 
-        with alone(run.folder, wait=False):
-            state = run.run(lambda steps: told(steps, name), seen)
-        if missing():
-            raise FloatingPointError(
-                f"{self.named(name)} ended with {gone(kept_of(state))} of {most} units gone: "
-                "removals are refused where the signal is not finite. Lower `tune_rates`."
-            )
-
-    def _keep(self, name: str, state: State, kept: Kept, step: int) -> None:
-        """The network at a mark: its checkpoint, really smaller, and its errors."""
-        coupling = self.problem.coupling
-        small = jp.structure.shrink_units(variables_of(state), kept, coupling)
+    def _smaller(self, program: Program, state: State) -> tuple[Shape, State]:
+        """The network without its masked units, and all that its run carries likewise."""
+        coupling = self.problem.coupled(program.shape)
+        kept, whole = kept_of(state), variables_of(state)
+        mask = coupling.mask(kept, whole)
+        small, opt_state = jp.shrink(whole, mask, coupling, state.opt_state)
         left = self.problem.shape_with(jp.structure.width_profile(coupling, kept))
-        jp.checkpoint.save(self.folder(name), small, step=step, keep=1)
-        found = self.measured(left, small)
-        self.book.record(self.named(name), {**found, "steps": step})
+        params, stats = small["params"], small["batch_stats"]
+        return left, state._replace(params=params, stats=stats, opt_state=opt_state)
 
     def others(self) -> Iterator[Scratch]:
         """What is trained from scratch beside the paths, in an order that needs them first."""
@@ -253,8 +289,21 @@ def marks(config: Config, problem: Problem) -> dict[float, int]:
 
 
 def steps_to(config: Config, count: int) -> int:
-    """Steps of fine-tuning until so many units are gone."""
-    return config.every * -(-count // config.each)
+    """Steps of fine-tuning until so many units are gone and the next ones are about to go.
+
+    Example:
+      >>> from experiments.nip_it_in_the_bud import PRESETS
+      >>> config = PRESETS["cpu"]["wrn"]  # one every eight steps
+      >>> steps_to(config, 2), steps_to(config, 3)
+      (23, 31)
+    """
+    return config.every * (-(-count // config.each) + 1) - 1
+
+
+def stages(config: Config, most: int) -> list[int]:
+    """The units gone when the network is really made smaller, and those at the end."""
+    often = config.shrink_every * config.each
+    return [*range(often, most, often), most] if often else [most]
 
 
 def reduced(config: Config) -> list[Shape]:

@@ -50,7 +50,7 @@ class Removal(NamedTuple):
 
     Attributes:
       signal: one of `SIGNALS`.
-      most: how many in all.
+      most: how many of the network that the program starts with.
       rate: of fine-tuning.
     """
 
@@ -96,7 +96,7 @@ class Program:
         )
         if self.removal is None:
             return optax.with_extra_args_support(plain), {}, lambda v, gates, x: train(v, x)
-        coupling, inner = self.problem.coupling, self.problem.inner
+        coupling, inner = self.problem.coupled(self.shape), self.problem.inner
         part = coupling.part(lambda v: v["params"], self.problem.variables(self.shape))
         named = self.removal.signal
         asked: Any = named
@@ -113,13 +113,18 @@ class Program:
             )
         gone = jp.remove_units(
             part, every=config.every, each=config.each, stop=self.removal.most, signal=asked,
-            groups=inner,
+            cost=config.cost, groups=inner,
         )  # fmt: skip
         tx = optax.chain(plain, gone)
         if callable(asked):
             return tx, {}, lambda v, gates, x: train(v, x)
         gates = jp.coupling.ones(coupling, groups=inner, examples=config.batch)
         return tx, gates, jp.coupling.gated_apply(coupling, train, has_aux=True)
+
+    @property
+    def flops(self) -> int:
+        """Of a forward pass of one image."""
+        return self.problem.coupled(self.shape).flops()
 
     def start(self, variables: PyTree) -> State:
         """The state before the first step."""
@@ -157,23 +162,29 @@ class Fit:
       program: its steps.
       seed: chooses first weights, batches and what happens to images.
       folder: of the checkpoints.
-      dense: the variables that fine-tuning starts from; else they are new.
+      first: the state that fine-tuning goes on from; else all is new.
       salt: new weights differ with it, batches do not.
     """
 
     def __init__(
-        self, program: Program, seed: int, folder: Path, dense: PyTree | None = None, salt: int = 0
+        self, program: Program, seed: int, folder: Path, first: State | None = None, salt: int = 0
     ):
         self.program, self.config, self.folder = program, program.config, folder
-        self.key, self.dense, self.salt = jax.random.key(seed), dense, salt
+        self.key, self.first, self.salt = jax.random.key(seed), first, salt
         self.orders = Orders(len(program.problem.train.targets), self.config.batch, seed)
         self.placed = resumable.placement(self.config.batch)
 
+    @property
+    def begun(self) -> int:
+        """The step that the run's first process begins at."""
+        return 0 if self.first is None else int(self.first.step)
+
     def start(self) -> State:
         """The state before the first step."""
-        program, dense = self.program, self.dense
-        new = lambda: program.problem.init(program.shape, jax.random.fold_in(self.key, self.salt))
-        return program.start(new() if dense is None else dense)
+        if self.first is not None:
+            return jax.tree.map(jnp.array, self.first)  # the first step takes it over
+        program, key = self.program, jax.random.fold_in(self.key, self.salt)
+        return program.start(program.problem.init(program.shape, key))
 
     def run(
         self,
@@ -184,7 +195,7 @@ class Fit:
 
         Args:
           told: called with the number of steps done since it was last called.
-          seen: called after every removal, and at the end; what it records is never lost to a
+          seen: called before every removal, and at the end; what it records is never lost to a
             kill, because a checkpoint is written after it.
         """
         program, key = self.program, jax.random.fold_in(self.key, 1000)
@@ -195,12 +206,12 @@ class Fit:
             return program.update(state, *jax.device_put(batch, self.placed.split), key)
 
         def look(step: int, state: State) -> None:
-            if program.removal is not None and step % self.config.every == 0:
+            if program.removal is not None and (step + 1) % self.config.every == 0:
                 seen(step, state)
 
         state = jax.device_put(resumable.newest(self.folder, self.start), self.placed.whole)
         return resumable.advance(
-            state, program.steps, self.folder, update, told=told, look=look,
+            state, program.steps, self.folder, update, told=told, look=look, begun=self.begun,
             failing=f"Lower the {'learning rate' if program.removal is None else 'tuning rate'} of "
             f"{program.shape.label}.",
         )  # fmt: skip

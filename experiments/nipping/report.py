@@ -36,23 +36,29 @@ def names(config: Config) -> list[str]:
 
 def measure(config: Config, problem: Problem, book: ledger.Ledger) -> None:
     """Record what networks cost and take on this device, of every arm the first finished seed's."""
+    shapes: dict[str, Shape] = {}
     for name in names(config):
         shape = shape_of(config, book.pieces, name)
-        if shape is None:
-            continue
-        if f"cost {shape.label}" not in book.pieces:
-            costs = problem.costs(shape)._asdict()
-            book.record(f"cost {shape.label}", {**costs, "ms": taken(problem, shape)})
+        if shape is not None:
+            shapes[f"cost {shape.label}"] = shape
+    if not shapes.keys() <= book.pieces.keys():  # ratios are of times taken side by side
+        milliseconds = taken(problem, list(shapes.values()))
+        for (name, shape), ms in zip(shapes.items(), milliseconds, strict=True):
+            book.record(name, {**problem.costs(shape)._asdict(), "ms": ms})
 
 
-def taken(problem: Problem, shape: Shape) -> dict[str, list[float]]:
-    """Median milliseconds of a forward pass with lower and upper quartile, by batch size."""
-    variables, found = problem.init(shape, jax.random.key(0)), {}
-    apply = problem.model(shape).apply
+def taken(problem: Problem, shapes: list[Shape]) -> list[dict[str, list[float]]]:
+    """Median milliseconds of forward passes with lower and upper quartile, by batch size.
+
+    All networks in turns, so that a busy machine slows all of them alike.
+    """
+    ready = [(problem.model(s).apply, problem.init(s, jax.random.key(0))) for s in shapes]
+    found: list[dict[str, list[float]]] = [{} for _ in shapes]
     for batch in problem.config.batches:
         images = jnp.zeros((batch, *problem.image.shape[1:]))
-        one = jp.reporting.latency(apply, variables, images, repeats=20)
-        found[str(batch)] = [one.median_ms, one.lower_ms, one.upper_ms]
+        calls = [(apply, (variables, images)) for apply, variables in ready]
+        for own, one in zip(found, jp.reporting.latencies(calls, repeats=20), strict=True):
+            own[str(batch)] = [one.median_ms, one.lower_ms, one.upper_ms]
     return found
 
 
@@ -133,39 +139,41 @@ def profile_table(config: Config, pieces: Pieces, problem: Problem) -> str:
             if left:
                 means = np.mean(np.asarray(left, float), axis=0)
                 rows.append([f"{signal} {percent(mark)}", *(f"{mean:.1f}" for mean in means)])
-    head = ["units gone", *(f"{n} of {w}" for n, w in enumerate(whole))]
+    head = ["units gone", *(f"block {n}, of {w}" for n, w in enumerate(whole))]
     return markdown(head, rows)
 
 
 def budget_table(config: Config, pieces: Pieces) -> str:
     """Steps and FLOPs of every training, a backward pass taken as two forward passes."""
-    dense = pieces[f"cost {config.shape.label}"]["flops"]
     rows = []
     for name in names(config):
         shape = shape_of(config, pieces, name)
         if shape is None:
             continue
-        masked = name.endswith("tuned")  # units go, the shapes stay
-        flops = dense if masked else pieces[f"cost {shape.label}"]["flops"]
-        steps = next(iter(by_seed(config, pieces, name).values()))["steps"]
-        rows.append([name, f"{steps:,}", f"{3 * flops * steps * config.batch / 1e9:,.0f}"])
+        piece = next(iter(by_seed(config, pieces, name).values()))
+        steps, each = piece["steps"], pieces[f"cost {shape.label}"]["flops"]
+        flops = piece.get("flops", steps * each)  # a path tells its own
+        rows.append([name, f"{steps:,}", f"{3 * flops * config.batch / 1e9:,.0f}"])
     return markdown(["training", "steps", "GFLOP"], rows)
 
 
 def document(config: Config, problem: Problem, book: ledger.Ledger) -> str:
     """Everything as Markdown."""
     pieces, hardware, shape = book.pieces, book.made_on, config.shape
-    seeds = len(errors(config, pieces, "dense"))
+    seeds = list(by_seed(config, pieces, "dense"))
     if not seeds:
         return "Nothing is finished yet.\n"
     command = "python experiments/nip_it_in_the_bud.py"
     options = f"--network {config.network} --preset {config.preset} --dataset {config.dataset}"
+    options += f" --cost {config.cost}" if config.cost else ""
+    options += f" --shrink-every {config.shrink_every}" if config.shrink_every else ""
     parts = [
         f"## {shape.label} on {config.dataset} ({config.preset})",
-        f"{seeds} seeds (0 to {seeds - 1}): mean ± sample standard deviation of the test error. "
+        f"Seeds {', '.join(map(str, seeds))}: mean ± sample standard deviation of the test error. "
         f"{config.each} of {problem.units:,} units between the convolutions of blocks go every "
-        f"{config.every} steps of {config.batch} examples. Costs are those of one image and of the "
-        "first seed's network; milliseconds medians with quartiles of a jitted forward pass; "
+        f"{config.every} steps of {config.batch} examples{_how(config)}; a network is measured "
+        "before the next ones go. Costs are those of one image and of the first seed's network; "
+        "milliseconds medians with quartiles of a jitted forward pass; "
         f"images/s, GFLOP/s and how many times faster at batch {max(config.batches)}; activations "
         "are the results of all products and convolutions.",
         f"`{command} {options}`; {hardware['device']} ({hardware['platform']}, "
@@ -178,7 +186,7 @@ def document(config: Config, problem: Problem, book: ledger.Ledger) -> str:
         "Units kept in every block:",
         profile_table(config, pieces, problem),
         *rate_lines(config, pieces),
-        "Budgets (fine-tuning comes after dense training, and runs at the dense network's size):",
+        "Budgets (fine-tuning comes after dense training; masked units are computed):",
         budget_table(config, pieces),
     ]
     return "\n\n".join(parts) + "\n"
@@ -192,10 +200,18 @@ def rate_lines(config: Config, pieces: Pieces) -> list[str]:
     chosen = arms.best_rate(config.tune_rates, tried)
     say = lambda value: "not finite" if value is None else f"{value:.2f}"
     told = ", ".join(f"{rate}: {say(value)}" for rate, value in tried.items())
+    seed = min(by_seed(config, pieces, arms.trial(chosen, max(config.marks))))
     return [
         f"Fine-tuned at {chosen:g}: mean validation error at the marks of the path by "
-        f"{config.signals[0]}, seed 0, by rate: {told}."
+        f"{config.signals[0]}, seed {seed}, by rate: {told}."
     ]
+
+
+def _how(config: Config) -> str:
+    """What is not the paper's own way of removing."""
+    cost = f", by their signal over their {config.cost}" if config.cost else ""
+    often = f"the network is really made smaller every {config.shrink_every} removals"
+    return cost + (f"; {often}" if config.shrink_every else "")
 
 
 def show(config: Config, problem: Problem, book: ledger.Ledger, stem: Path) -> None:

@@ -22,6 +22,7 @@ from experiments.naming import check_known
 from jaxprune.types import PyTree
 
 NETWORKS = ("wrn", "densenet")
+COSTS = ("parameters", "bytes", "flops", "activations")
 
 
 class Shape(NamedTuple):
@@ -74,10 +75,11 @@ class Config:
         first seed chooses, by the mean error at the marks on validation examples.
       every, each: a removal of so many units every so many steps.
       signals: by which units go, of `fitting.SIGNALS`.
-      cost: what a unit's signal is divided by: None, or one of `Coupling.unit_costs`.
+      cost: what a unit's signal is divided by: None, or one of `COSTS`.
       shrink_every: removals after which the network is really made smaller, and compiled anew;
         0: units are masked to the end.
-      marks: shares of the units gone at which a network is kept and measured.
+      marks: shares of the units gone at which a network is kept and measured, tuned to the step
+        before the next removal.
       depths, widths, zs: of reduced networks, one of the three changed at a time.
       scratch: signals whose architectures are also trained from scratch.
       copies: the first signal's last profile scaled to the parameters of the other marks.
@@ -155,6 +157,7 @@ class Problem:
         self.parts = {"validation": found.validation, "test": found.test}
         self.image = jax.ShapeDtypeStruct((1, *self.train.inputs.shape[1:]), jnp.float32)
         self.model = cache(lambda shape: shape.build(self.classes, jnp.dtype(config.dtype)))
+        self.coupled = cache(self._coupled)
 
     @cached_property
     def per_epoch(self) -> int:
@@ -174,11 +177,13 @@ class Problem:
         """Their shapes."""
         return jax.eval_shape(lambda key: self.init(shape, key), jax.random.key(0))
 
-    @cached_property
-    def coupling(self) -> jp.Coupling:
-        """Of the dense network."""
-        shape = self.config.shape
+    def _coupled(self, shape: Shape) -> jp.Coupling:
         return jp.couple(self.model(shape).apply, self.variables(shape), self.image)
+
+    @property
+    def coupling(self) -> jp.Coupling:
+        """Of the dense network; `coupled(shape)` is that of any other."""
+        return self.coupled(self.config.shape)
 
     @cached_property
     def inner(self) -> list[str]:
@@ -213,7 +218,5 @@ class Problem:
 
     def costs(self, shape: Shape) -> Costs:
         """Parameters, FLOPs and activation bytes."""
-        variables = self.variables(shape)
-        coupling = jp.couple(self.model(shape).apply, variables, self.image)
-        count = jp.trees.count(variables["params"])
+        count, coupling = jp.trees.count(self.variables(shape)["params"]), self.coupled(shape)
         return Costs(count, coupling.flops(), coupling.activations())

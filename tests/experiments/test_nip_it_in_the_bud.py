@@ -117,7 +117,8 @@ def test_a_path_that_is_killed_ends_with_the_bits_of_one_that_is_not(
     program = Program(problem, CONFIG.shape, 3, Removal(signal, 2 * CONFIG.each, 8e-4))
     dense = problem.init(CONFIG.shape, jax.random.key(5))
     seen = []
-    whole = Fit(program, 0, tmp_path / "whole", dense).run(lambda _: None)
+    first = program.start(dense)
+    whole = Fit(program, 0, tmp_path / "whole", first).run(lambda _: None)
 
     def killed(step, state):
         seen.append(step)
@@ -125,9 +126,9 @@ def test_a_path_that_is_killed_ends_with_the_bits_of_one_that_is_not(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Fit(program, 0, tmp_path / "killed", dense).run(lambda _: None, killed)
+        Fit(program, 0, tmp_path / "killed", first).run(lambda _: None, killed)
     assert jp.checkpoint.latest_step(tmp_path / "killed") == 1
-    again = Fit(program, 0, tmp_path / "killed", dense).run(lambda _: None)
+    again = Fit(program, 0, tmp_path / "killed", first).run(lambda _: None)
     assert seen == [1, 2]
     jax.tree.map(np.testing.assert_array_equal, variables_of(again), variables_of(whole))
     kept = kept_of(again)
