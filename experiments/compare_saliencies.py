@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from experiments import data, ledger, presenting, training
+from experiments import data, ledger, presenting, resumable, training
 from experiments.methods import METHODS, build_saliency
 from experiments.models import MLP
 from experiments.naming import check_known, check_seeds
@@ -173,12 +173,10 @@ class Comparison:
         """The dense networks: trained once, then read from their checkpoint."""
         if self._dense is None:
             start = self.fresh(0)
-            folder = self.work / "dense"
-            if jp.checkpoint.latest_step(folder) is None:
-                full = jp.trees.full_mask(start)
-                trained = self.fit(start, full, self.dense_budget, salt=0)
-                jp.checkpoint.save(folder, trained, step=self.dense_budget.steps)
-            self._dense = jp.checkpoint.restore(folder, start)
+            full = jp.trees.full_mask(start)
+            train = lambda: self.fit(start, full, self.dense_budget, salt=0)
+            steps = self.dense_budget.steps
+            self._dense = resumable.made_once(self.work / "dense", start, train, steps)
         return self._dense
 
     def run_dense(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,11 +61,38 @@ def running_mean(mean: jax.Array, loss: jax.Array, step: jax.Array) -> jax.Array
     return mean + jnp.maximum(1 / (step + 1), 0.01) * (loss - mean)
 
 
+def whole(folder: Path, like: Any) -> Any | None:
+    """The newest checkpoint that can be read, restored into a tree like it; None if there is none.
+
+    Damaged ones are named in a warning and set aside, so that their steps can be saved again.
+    """
+    for step in reversed(jp.checkpoint.steps(folder)):
+        try:
+            return jp.checkpoint.restore(folder, like, step=step)
+        except jp.checkpoint.Damaged as problem:
+            aside = folder / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (folder / str(step)).rename(aside)
+            warnings.warn(
+                f"{problem} It was moved to {aside.name}; the run goes on from the checkpoint "
+                "before it, or starts over if there is none.",
+                stacklevel=2,
+            )
+    return None
+
+
 def newest(folder: Path, start: Callable[[], Any]) -> Any:
-    """The state of the newest checkpoint, or that before the first step."""
-    if jp.checkpoint.latest_step(folder) is None:
-        return start()
-    return jp.checkpoint.restore(folder, jax.eval_shape(start))
+    """The state of the newest whole checkpoint, or that before the first step."""
+    found = whole(folder, jax.eval_shape(start))
+    return start() if found is None else found
+
+
+def made_once(folder: Path, like: Any, make: Callable[[], Any], step: int) -> Any:
+    """A tree as it was saved; made and saved first if there is no checkpoint that can be read."""
+    if (found := whole(folder, like)) is None:
+        jp.checkpoint.save(folder, make(), step=step)
+        found = jp.checkpoint.restore(folder, like, step=step)
+    return found
 
 
 def advance(
@@ -106,6 +135,7 @@ def advance(
             told(step - shown)
             shown = step
         if time.monotonic() - saved > SAVE_SECONDS or step == steps:
-            jp.checkpoint.save(folder, state, step=step, keep=1)
+            # Two on the way, so that one may be damaged; at the end there is no use for the older.
+            jp.checkpoint.save(folder, state, step=step, keep=1 if step == steps else 2)
             saved = time.monotonic()
     return state

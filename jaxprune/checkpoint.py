@@ -1,8 +1,9 @@
 """Save and restore any pytree of arrays by step: parameters, masks, optimizer state. No pickle.
 
 A checkpoint is two Orbax items: `tree`, a flat dictionary from the names of leaves to arrays, and
-`leaves`, a JSON with the shape and dtype of each, which a restore is checked against. Orbax's own
-nested trees will not do: they refuse bare arrays and empty ones, and mix up `a.b` with `a/b`.
+`leaves`, a JSON with the shape, dtype and SHA-256 of each, which a restore is checked against.
+Orbax's own nested trees will not do: they refuse bare arrays and empty ones, and mix up `a.b` with
+`a/b`; and it reads back a flipped bit without a word.
 
 That of a shrunk model has two more, `shrunk` and `function`, see `shrunk_checkpoint`.
 """
@@ -10,8 +11,11 @@ That of a shrunk model has two more, `shrunk` and `function`, see `shrunk_checkp
 from __future__ import annotations
 
 import operator
+import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +23,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import shrunk_checkpoint, trees
+from jaxprune import checkpoint_contents as contents
+from jaxprune import shrunk_checkpoint
+from jaxprune.checkpoint_contents import NUMBERS, Damaged, by_name, is_key, key_impl
 from jaxprune.coupling import Coupling
 from jaxprune.coupling.groups import Kept
-from jaxprune.shrunk_checkpoint import Shrunk, by_name, is_key, key_impl
+from jaxprune.shrunk_checkpoint import Shrunk
 from jaxprune.types import Apply, PyTree
 
-_NUMBERS = (bool, int, float, complex)
-_KINDS = (jnp.bool_, jnp.number)
+__all__ = [
+    "Damaged", "latest_step", "restore", "restore_shrunk", "save", "save_shrunk", "steps",
+]  # fmt: skip
 
-
-def _described(leaves: dict[str, Any]) -> dict[str, list[Any]]:
-    """Shape and dtype of every leaf; what a checkpoint is checked against."""
-    return {
-        name: [list(np.shape(leaf)), str(trees.dtype_of(leaf))] for name, leaf in leaves.items()
-    }
+_HALF_WRITTEN = ".orbax-checkpoint-tmp*"  # Orbax's own name
+_DROPPED = ".dropped"
 
 
 def _orbax() -> Any:
@@ -58,12 +61,14 @@ def save(directory: str | Path, tree: PyTree, *, step: int, keep: int | None = N
       tree: any pytree of arrays and numbers, for example `{"params": .., "opt_state": ..}`.
         Masks of the transformations here live in `opt_state` already.
       step: the step number, >= 0.
-      keep: how many checkpoints to keep, the newest ones (default: all).
+      keep: how many checkpoints to keep, the newest ones (default: all). What killed processes
+        left half-written goes too, so that no other process may save there.
 
     Raises:
       ValueError: a checkpoint of that step exists (with `keep`, of a later one), a negative step,
         `keep` < 1, or a leaf that was donated and is gone; the leaf is named.
       TypeError: a leaf that is neither array nor number; the leaf is named.
+      OSError: the disk is full or cannot be written; nothing half-written is left.
 
     Example:
       >>> import tempfile, jax.numpy as jnp
@@ -84,26 +89,51 @@ def _save(
     step, leaves = operator.index(step), by_name(tree)
     _check_step(directory, step, keep)
     for name, leaf in leaves.items():
-        _check_leaf(name, leaf)
-    data = {name: _as_data(leaf) for name, leaf in leaves.items() if np.size(leaf)}
-    items = {"leaves": ocp.args.JsonSave(_described(leaves))}
+        contents.check_leaf(name, leaf)
+    data = {name: contents.as_data(leaf) for name, leaf in leaves.items() if np.size(leaf)}
+    items = {"leaves": ocp.args.JsonSave(contents.described(leaves, data))}
     if data:
         items["tree"] = ocp.args.StandardSave(data)
     for name, item in more.items():
         is_json = isinstance(item, dict)
         items[name] = ocp.args.JsonSave(item) if is_json else ocp.args.StandardSave({"bytes": item})
-    Path(directory).mkdir(parents=True, exist_ok=True)
-    with _orbax() as orbax:
-        orbax.save(_path(directory, step), args=ocp.args.Composite(**items))
-    for old in steps(directory)[: -keep if keep else 0]:
-        _drop(_path(directory, old))
+    checkpoint = _path(directory, step)
+    with _all_or_nothing(checkpoint):
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        with _orbax() as orbax:
+            orbax.save(checkpoint, args=ocp.args.Composite(**items))
+    if keep is not None:
+        _keep_newest(checkpoint.parent, keep)
 
 
-def _drop(checkpoint: Path) -> None:
-    """Renamed first: a half-deleted checkpoint must not look like one."""
-    gone = checkpoint.with_name(f"{checkpoint.name}.dropped")
-    shutil.rmtree(gone, ignore_errors=True)  # of a process that was killed right here
-    shutil.rmtree(checkpoint.rename(gone))
+@contextmanager
+def _all_or_nothing(checkpoint: Path) -> Iterator[None]:
+    """A save that fails leaves nothing, and if the disk is to blame the error names the path."""
+    try:
+        yield
+    except Exception as error:
+        _sweep(checkpoint.parent, f"{checkpoint.name}{_HALF_WRITTEN}")
+        code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore raises ValueErrors
+        number = int(code[1]) if code else getattr(error, "errno", None)
+        if number is None:
+            raise
+        told = f"{os.strerror(number)}; the checkpoint was not saved"
+        raise OSError(number, told, str(checkpoint)) from error
+
+
+def _keep_newest(directory: Path, keep: int) -> None:
+    """Delete older checkpoints, and what killed processes have left half-written."""
+    for old in steps(directory)[:-keep]:
+        # Renamed first: a half-deleted checkpoint must not look like one.
+        _sweep(directory, f"{old}{_DROPPED}")
+        _path(directory, old).rename(directory / f"{old}{_DROPPED}")
+    _sweep(directory, f"*{_DROPPED}")
+    _sweep(directory, f"*{_HALF_WRITTEN}")
+
+
+def _sweep(directory: Path, pattern: str) -> None:
+    for left in directory.glob(pattern):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _check_step(directory: str | Path, step: int, keep: int | None) -> None:
@@ -119,28 +149,6 @@ def _check_step(directory: str | Path, step: int, keep: int | None) -> None:
             f"{directory} has a checkpoint of step {known[-1]}, later than {step}: `keep` would "
             "delete the wrong one. Save elsewhere, or without `keep`."
         )
-
-
-def _check_leaf(name: str, leaf: Any) -> None:
-    kind, arrays = type(leaf).__name__, (jax.Array, np.ndarray, np.generic)
-    dtype = trees.dtype_of(leaf) if isinstance(leaf, (*arrays, *_NUMBERS)) else None
-    if dtype is None or not (is_key(leaf) or any(jnp.issubdtype(dtype, t) for t in _KINDS)):
-        raise TypeError(
-            f"Cannot save {trees.label(name)}: it is a {kind}{f' of {dtype}' if dtype else ''}, "
-            "and a checkpoint holds arrays and numbers. Take it out of the tree."
-        )
-    if isinstance(leaf, jax.Array) and leaf.is_deleted():
-        raise ValueError(
-            f"Cannot save {trees.label(name)}: its array was donated to a jitted function and is "
-            "gone. Save what that function returned."
-        )
-
-
-def _as_data(leaf: Any) -> Any:
-    """PRNG keys travel as their integers, Python numbers as arrays; the rest as it is."""
-    if isinstance(leaf, _NUMBERS):
-        return np.asarray(leaf)
-    return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def steps(directory: str | Path) -> list[int]:
@@ -171,6 +179,7 @@ def restore(directory: str | Path, like: PyTree, *, step: int | None = None) -> 
 
     Raises:
       FileNotFoundError: no such checkpoint.
+      Damaged: files of the checkpoint are missing, cut short or altered; a ValueError.
       ValueError: `like` differs from what was saved; the leaf is named.
     """
     import orbax.checkpoint as ocp
@@ -178,11 +187,15 @@ def restore(directory: str | Path, like: PyTree, *, step: int | None = None) -> 
     step = _existing(directory, step)
     leaves = by_name(like)
     saved = _read(directory, step, leaves=ocp.args.JsonRestore())
-    _check_saved(saved["leaves"], _described(leaves), directory)
+    with contents.damage(directory, step):
+        found: contents.Described = {name: list(about) for name, about in saved["leaves"].items()}
+    contents.check_described(found, contents.described(leaves), directory)
     target = {name: _target(leaf) for name, leaf in leaves.items() if np.size(leaf)}
     data: dict[str, Any] = {}
     if target:
         data = _read(directory, step, tree=ocp.args.StandardRestore(target))["tree"]
+    with contents.damage(directory, step):
+        contents.check_bytes(found, data)
     restored = [_as_saved(leaf, data.get(name)) for name, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(like), restored)
 
@@ -232,7 +245,7 @@ def save_shrunk(
     """
     leaves = by_name(small)
     for name, leaf in leaves.items():
-        _check_leaf(name, leaf)
+        contents.check_leaf(name, leaf)
     about, code = shrunk_checkpoint.pack(leaves, coupling, kept, apply, small, inputs, platforms)
     more = {"shrunk": about} | ({} if code is None else {"function": code})
     _save(directory, small, more, step)
@@ -258,7 +271,8 @@ def restore_shrunk(
 
     Raises:
       FileNotFoundError: no such checkpoint. ImportError: flatbuffers is needed, not installed.
-      ValueError: a checkpoint of another kind, or damaged; `like` differs from what was saved.
+      Damaged: as `restore`; a ValueError.
+      ValueError: a checkpoint of another kind; `like` differs from what was saved.
     """
     import orbax.checkpoint as ocp
 
@@ -270,7 +284,7 @@ def restore_shrunk(
         )
     json = {name: ocp.args.JsonRestore() for name in ("leaves", "shrunk")}
     found = _read(directory, step, **json)
-    with shrunk_checkpoint.damage(directory, step):
+    with contents.damage(directory, step):
         about = shrunk_checkpoint.unpack(found["leaves"], found["shrunk"])
     variables = restore(directory, about.leaves if like is None else like, step=step)
     code = None
@@ -278,7 +292,7 @@ def restore_shrunk(
         target = {"bytes": np.zeros(about.code.size, np.uint8)}
         found = _read(directory, step, function=ocp.args.StandardRestore(target))
         code = np.asarray(found["function"]["bytes"])
-    with shrunk_checkpoint.damage(directory, step):
+    with contents.damage(directory, step):
         return shrunk_checkpoint.restored(about, variables, code, nest=like is None)
 
 
@@ -295,7 +309,7 @@ def _read(directory: str | Path, step: int, **items: Any) -> Any:
     """Items of a checkpoint that is complete, so that an error means it was damaged."""
     import orbax.checkpoint as ocp
 
-    with _orbax() as orbax, shrunk_checkpoint.damage(directory, step):
+    with _orbax() as orbax, contents.damage(directory, step):
         return orbax.restore(_path(directory, step), args=ocp.args.Composite(**items))
 
 
@@ -310,13 +324,13 @@ def _target(leaf: Any) -> Any:
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     elif _placement(leaf) is not None:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_placement(leaf))
-    leaf = np.asarray(leaf) if isinstance(leaf, _NUMBERS) else leaf
+    leaf = np.asarray(leaf) if isinstance(leaf, NUMBERS) else leaf
     return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
 def _as_saved(leaf: Any, data: Any) -> Any:
     """What was read, in the kind and the place of the leaf it is restored into."""
-    if isinstance(leaf, _NUMBERS):
+    if isinstance(leaf, NUMBERS):
         return type(leaf)(data.item())
     data = np.asarray(_target(leaf)) if data is None else data  # an empty leaf was not saved
     if isinstance(leaf, np.ndarray | np.generic):
@@ -326,23 +340,3 @@ def _as_saved(leaf: Any, data: Any) -> Any:
         array = jax.random.wrap_key_data(array, impl=key_impl(leaf))
     placement = _placement(leaf)
     return array if placement is None else jax.device_put(array, placement)
-
-
-def _check_saved(saved: dict[str, Any], wanted: dict[str, Any], directory: Any) -> None:
-    for name in [*wanted, *saved]:
-        if name not in saved:
-            problem = "is not in the checkpoint"
-        elif name not in wanted:
-            problem = "is in the checkpoint but not in the tree to restore into"
-        elif saved[name] != wanted[name]:
-            (shape, dtype), (shape_now, dtype_now) = saved[name], wanted[name]
-            problem = (
-                f"was saved as {dtype}{list(shape)}, the tree to restore into has "
-                f"{dtype_now}{list(shape_now)}"
-            )
-        else:
-            continue
-        raise ValueError(
-            f"Cannot restore from {directory}: {trees.label(name)} {problem}. Build the model, "
-            "mask and optimizer as they were when it was saved."
-        )

@@ -7,9 +7,8 @@ takes the leaves of the variables in one tuple, so that it does not depend on th
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import trees
+from jaxprune.checkpoint_contents import by_name, is_key, key_impl
 from jaxprune.coupling import Coupling, from_json, to_json
 from jaxprune.coupling.groups import Kept
 from jaxprune.types import Apply, PyTree
@@ -62,28 +62,6 @@ class About(NamedTuple):
     kept: dict[str, np.ndarray]
     sha256: str | None
     code: Code | None
-
-
-def by_name(tree: PyTree) -> dict[str, Any]:
-    """Leaves by name, in flattening order; should two names be the same, the later gets a `'`."""
-    found: dict[str, Any] = {}
-    for name, leaf in trees.named_leaves(tree):
-        while name in found:
-            name += "'"
-        found[name] = leaf
-    return found
-
-
-def is_key(leaf: Any) -> bool:
-    """True for arrays of PRNG keys."""
-    return jax.dtypes.issubdtype(trees.dtype_of(leaf), jax.dtypes.prng_key)
-
-
-def key_impl(leaf: Any) -> Any:
-    """The kind of a PRNG key; inside a trace, where an abstract key will do."""
-    found: list[Any] = []
-    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
-    return found[0]
 
 
 def pack(
@@ -188,7 +166,7 @@ def unpack(described: Mapping[str, Any], found: Mapping[str, Any]) -> About:
     """
     keys, code = found["keys"], found.get("code")
     return About(
-        {n: _like(shape, dtype, keys.get(n)) for n, (shape, dtype) in described.items()},
+        {n: _like(shape, dtype, keys.get(n)) for n, (shape, dtype, *_) in described.items()},
         from_json(found["coupling"]),
         {name: np.asarray(flags, bool) for name, flags in found["kept"].items()},
         found["sha256"],
@@ -264,21 +242,3 @@ def nested(leaves: Mapping[str, Any]) -> Any:
             node, prefix = node.setdefault(parts.pop(0), {}), f"{prefix}/"
         node["/".join(parts)] = leaf
     return root
-
-
-@contextlib.contextmanager
-def damage(directory: Any, step: int) -> Iterator[None]:
-    """What fails inside, failed because a complete checkpoint was damaged afterwards.
-
-    Raises:
-      ValueError: in place of whatever was raised.
-    """
-    try:
-        yield
-    except ImportError:
-        raise
-    except Exception as error:
-        raise ValueError(
-            f"The checkpoint of step {step} in {directory} was complete and has been damaged: "
-            f"{type(error).__name__}: {error}. Restore another step, or another copy."
-        ) from error

@@ -17,7 +17,7 @@ STAGES = [
     {"coupling"},
     {"saliency", "curvature", "select", "schedule", "structure", "quantize"},
     {"surgeon"},
-    {"prune"},
+    {"prune", "checkpoint_contents"},
     {"transforms", "shrunk_checkpoint"},
     {"reporting", "checkpoint", "nnx_modules"},
 ]

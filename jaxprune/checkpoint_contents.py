@@ -1,0 +1,152 @@
+"""What a checkpoint says of its leaves: names, shapes, types, hashes, and what damage is.
+
+No files here: `checkpoint` writes them and reads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import trees
+from jaxprune.types import PyTree
+
+NUMBERS = (bool, int, float, complex)
+_KINDS = (jnp.bool_, jnp.number)
+Described = dict[str, list[Any]]
+"""Shape, dtype and SHA-256 by leaf; no hash (None, or left out) where it is not known."""
+
+
+class Damaged(ValueError):
+    """A checkpoint that was complete and cannot be read any more."""
+
+
+@contextlib.contextmanager
+def damage(directory: Any, step: int) -> Iterator[None]:
+    """What fails inside, failed because a complete checkpoint was damaged afterwards.
+
+    Raises:
+      Damaged: in place of whatever was raised.
+    """
+    try:
+        yield
+    except (ImportError, MemoryError, PermissionError):
+        raise
+    except Exception as error:
+        told = str(error).split(" [tensorstore_spec")[0].split(" [source locations")[0]
+        raise Damaged(
+            f"The checkpoint of step {step} in {directory} was complete and has been damaged: "
+            f"{type(error).__name__}: {told}. Restore another step, or another copy."
+        ) from error
+
+
+def by_name(tree: PyTree) -> dict[str, Any]:
+    """Leaves by name, in flattening order; should two names be the same, the later gets a `'`."""
+    found: dict[str, Any] = {}
+    for name, leaf in trees.named_leaves(tree):
+        while name in found:
+            name += "'"
+        found[name] = leaf
+    return found
+
+
+def is_key(leaf: Any) -> bool:
+    """True for arrays of PRNG keys."""
+    return jax.dtypes.issubdtype(trees.dtype_of(leaf), jax.dtypes.prng_key)
+
+
+def key_impl(leaf: Any) -> Any:
+    """The kind of a PRNG key; inside a trace, where an abstract key will do."""
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
+    return found[0]
+
+
+def as_data(leaf: Any) -> Any:
+    """PRNG keys travel as their integers, Python numbers as arrays; the rest as it is."""
+    if isinstance(leaf, NUMBERS):
+        return np.asarray(leaf)
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def sha256(data: Any) -> str | None:
+    """A hash of an array's bytes; None where this process does not hold it whole."""
+    if not getattr(data, "is_fully_addressable", True):
+        return None
+    return hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest()
+
+
+def check_leaf(name: str, leaf: Any) -> None:
+    """Raise unless a leaf can be saved.
+
+    Raises:
+      ValueError: it was donated.
+      TypeError: it is neither array nor number.
+    """
+    kind, arrays = type(leaf).__name__, (jax.Array, np.ndarray, np.generic)
+    dtype = trees.dtype_of(leaf) if isinstance(leaf, (*arrays, *NUMBERS)) else None
+    if dtype is None or not (is_key(leaf) or any(jnp.issubdtype(dtype, t) for t in _KINDS)):
+        raise TypeError(
+            f"Cannot save {trees.label(name)}: it is a {kind}{f' of {dtype}' if dtype else ''}, "
+            "and a checkpoint holds arrays and numbers. Take it out of the tree."
+        )
+    if isinstance(leaf, jax.Array) and leaf.is_deleted():
+        raise ValueError(
+            f"Cannot save {trees.label(name)}: its array was donated to a jitted function and is "
+            "gone. Save what that function returned."
+        )
+
+
+def described(leaves: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> Described:
+    """What a checkpoint is checked against; with hashes of the data, by name, that are saved."""
+    found: Described = {
+        n: [list(np.shape(leaf)), str(trees.dtype_of(leaf))] for n, leaf in leaves.items()
+    }
+    for name, array in (data or {}).items():
+        found[name].append(sha256(array))
+    return found
+
+
+def check_described(saved: Described, wanted: Described, directory: Any) -> None:
+    """Raise unless shapes and dtypes are those of the tree to restore into.
+
+    Raises:
+      ValueError: the first leaf that differs is named.
+    """
+    for name in [*wanted, *saved]:
+        if name not in saved:
+            problem = "is not in the checkpoint"
+        elif name not in wanted:
+            problem = "is in the checkpoint but not in the tree to restore into"
+        elif saved[name][:2] != wanted[name][:2]:
+            (shape, dtype), (shape_now, dtype_now) = saved[name][:2], wanted[name][:2]
+            problem = (
+                f"was saved as {dtype}{list(shape)}, the tree to restore into has "
+                f"{dtype_now}{list(shape_now)}"
+            )
+        else:
+            continue
+        raise ValueError(
+            f"Cannot restore from {directory}: {trees.label(name)} {problem}. Build the model, "
+            "mask and optimizer as they were when it was saved."
+        )
+
+
+def check_bytes(saved: Described, data: Mapping[str, Any]) -> None:
+    """Raise unless what was read has the bytes that were saved.
+
+    Raises:
+      ValueError: the first leaf that has not is named.
+    """
+    for name, array in data.items():
+        expected = (*saved[name], None)[2]  # checkpoints of version 0.1 know no hashes
+        if expected is not None and sha256(array) not in (None, expected):
+            raise ValueError(
+                f"the arrays are not those that were saved: {trees.label(name)} has other bytes"
+            )
