@@ -19,10 +19,11 @@ STAGES = [
     {"surgeon"},
     {"prune", "checkpoint_contents"},
     {"transforms", "shrunk_checkpoint"},
-    {"reporting", "checkpoint", "nnx_modules"},
+    {"reporting", "checkpoint", "checkpoint_reading", "nnx_modules"},
+    {"__main__"},
 ]
 LEVEL = {stage: i for i, stages in enumerate(STAGES) for stage in stages}
-CORE = {stage for stages in STAGES[:-1] for stage in stages}
+CORE = {stage for stage, level in LEVEL.items() if level < LEVEL["reporting"]}
 
 
 def modules():

@@ -53,22 +53,23 @@ def _leaves(report: Report) -> Any:
 
 def _cells(row: Row) -> list[str]:
     shape = "x".join(map(str, row.shape)) or "scalar"
-    counts = [f"{row.kept:,}", f"{row.total:,}", _percent(row.sparsity)]
+    counts = [f"{row.kept:,}", f"{row.total:,}", percent(row.sparsity)]
     return [row.name or "(the only leaf)", shape, row.dtype, *counts, row.reason]
 
 
-def _percent(sparsity: float) -> str:
+def percent(sparsity: float) -> str:
+    """A sparsity in percent, to two decimals; 100 % only where nothing is left."""
     text = f"{100 * sparsity:.2f} %"
-    return "> 99.99 %" if text == "100.00 %" and sparsity < 1 else text  # 100 % means empty
+    return "> 99.99 %" if text == "100.00 %" and sparsity < 1 else text
 
 
 def _totals(totals: Totals) -> list[str]:
     size = totals.bytes
     return [
         f"prunable  kept {totals.prunable_kept:,} of {totals.prunable_total:,}, "
-        f"sparsity {_percent(totals.sparsity_of_prunable)}",
+        f"sparsity {percent(totals.sparsity_of_prunable)}",
         f"all       kept {totals.kept:,} of {totals.total:,}, "
-        f"sparsity {_percent(totals.sparsity_of_all)}",
+        f"sparsity {percent(totals.sparsity_of_all)}",
         f"bytes     dense {size.dense:,}, bit-mask {size.bitmask:,}, CSR {size.csr:,}",
     ]
 
