@@ -37,11 +37,12 @@ import jaxprune as jp
 from experiments import data, ledger, surgeon_tables
 from experiments.dense_networks import dense_network
 from experiments.image_batches import normalise
-from experiments.locking import Busy
 from experiments.models import MLPNet
 from experiments.naming import check_known, check_seeds
 from experiments.presenting import progress
+from experiments.problems import PROBLEMS
 from experiments.surgeon_methods import METHODS, Settings, Surgeons, three_by_three
+from experiments.training import check_finite
 from jaxprune.types import Apply, Batch, Params, Selection
 
 WORK = Path(__file__).parent / "runs"  # not committed
@@ -238,6 +239,7 @@ class Comparison:
         start = time.perf_counter()
         pruned = jax.block_until_ready(prune(self.case.params, batch, sparsity=sparsity))
         seconds = time.perf_counter() - start
+        check_finite(pruned.params, f"{method} gave no weights that can be used")
         flags = jp.trees.prunable_flags(self.case.params, self.case.select.prunable)
         left = jp.trees.select_leaves(pruned.mask, flags)
         said = {k: v for k, v in pruned.info.items() if isinstance(v, int | float)}
@@ -275,10 +277,13 @@ def run(arguments: Arguments) -> Path:
     ]
     with progress(len(work)) as advance:
         for method, sparsity, seed in work:
-            if surgeon_tables.name_of(method, sparsity, seed) not in book.pieces:
-                comparison.run_one(method, sparsity, seed)
+            one = surgeon_tables.name_of(method, sparsity, seed)
+            if one not in book.pieces:
+                with book.attempt(one):
+                    comparison.run_one(method, sparsity, seed)
             advance(1, method)
     surgeon_tables.show(book, out / name, ledger.hardware())
+    book.check_failed()
     return book.path
 
 
@@ -292,5 +297,5 @@ if __name__ == "__main__":
 
     try:
         run(tyro.cli(Arguments, description=__doc__))
-    except (ValueError, Busy, data.DataUnavailable) as problem:
+    except PROBLEMS as problem:
         sys.exit(f"error: {problem}")

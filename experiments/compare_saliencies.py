@@ -37,6 +37,7 @@ from experiments import data, ledger, presenting, resumable, training
 from experiments.methods import METHODS, build_saliency
 from experiments.models import MLP
 from experiments.naming import check_known, check_seeds
+from experiments.problems import PROBLEMS
 from experiments.training import Budget
 from jaxprune.types import Batch, Mask, Params, Scores
 
@@ -200,13 +201,18 @@ class Comparison:
         todo = [s for s in self.config.sparsities if not self.book.is_finished(f"{method} {s}")]
         if not todo:
             return
-        networks = training.unstack(self.dense())
+        networks, scored = training.unstack(self.dense()), None
+        for sparsity in todo:
+            with self.book.attempt(f"{method} {sparsity}"):
+                scored = scored or self.timed_scores(method, networks)
+                self.run_group(method, sparsity, networks, *scored)
+            advance()
+
+    def timed_scores(self, method: str, networks: list[Params]) -> tuple[list[Scores], float]:
+        """The scores of every seed's network, and the seconds they took."""
         start = time.perf_counter()
         scores = self.scores(method, networks)
-        seconds = time.perf_counter() - start
-        for sparsity in todo:
-            self.run_group(method, sparsity, networks, scores, seconds)
-            advance()
+        return scores, time.perf_counter() - start
 
     def scores(self, method: str, networks: list[Params]) -> list[Scores]:
         """The scores of every seed's network, on the first training examples."""
@@ -283,14 +289,17 @@ def run(arguments: Arguments) -> Path:
     book = ledger.Ledger(out / f"{name}.json", config)
     comparison = Comparison(config, arguments.data_dir, book, work)
     with presenting.progress(len(config.methods) * len(config.sparsities) + 1) as advance:
+        comparison.dense()  # without it nothing goes on
         if not book.is_finished("dense"):
-            comparison.run_dense()
+            with book.attempt("dense"):
+                comparison.run_dense()
         advance(1)
         for method in config.methods:
             done = sum(book.is_finished(f"{method} {s}") for s in config.sparsities)
             advance(done, method)
             comparison.run_method(method, partial(advance, 1, method))
     presenting.show(book, out / name, ledger.hardware())
+    book.check_failed()
     return book.path
 
 
@@ -299,5 +308,5 @@ if __name__ == "__main__":
 
     try:
         run(tyro.cli(Arguments, description=__doc__))
-    except (ValueError, data.DataUnavailable) as problem:
+    except PROBLEMS as problem:
         sys.exit(f"error: {problem}")

@@ -17,7 +17,6 @@ again, and ends with the same bits. From Python:
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -38,10 +37,13 @@ from experiments import data, ledger
 from experiments.data import Split
 from experiments.dense_training import NETWORKS, About, Config, State, Training, variables
 from experiments.image_batches import CHANNELS
-from experiments.locking import Busy, alone
+from experiments.locking import alone
 from experiments.naming import check_known
 from experiments.presenting import bar
+from experiments.problems import PROBLEMS
+from experiments.resumable import newest
 from experiments.tables import markdown
+from experiments.training import check_finite
 
 WORK = Path(__file__).parent / "runs"  # checkpoints, not committed
 RESULTS = Path(__file__).parent / "results"
@@ -178,10 +180,8 @@ class Run:
         return Training(self.config, about._replace(shape=tuple(about.shape)))
 
     def newest(self) -> State:
-        """The state of the newest checkpoint, or the one before the first step."""
-        if jp.checkpoint.latest_step(self.folder) is None:
-            return self.training.start()
-        return jp.checkpoint.restore(self.folder, jax.eval_shape(self.training.start))
+        """The state of the newest whole checkpoint, or the one before the first step."""
+        return newest(self.folder, self.training.start)
 
     def train(self, minutes: float | None = None) -> State:
         """Train to the end, or until the minutes are over, from wherever the run is.
@@ -193,14 +193,17 @@ class Run:
           Busy: another process trains it.
         """
         if "dense" in self.book.pieces:
-            return self.newest()
+            state = self.newest()
+            if int(state.step) == self.training.total:
+                return state  # otherwise its checkpoint is lost, and it is trained again
         with alone(self.folder, wait=False):
             return self._train(minutes)
 
     def _train(self, minutes: float | None) -> State:
         state, training = self.newest(), self.training
         step, began = int(state.step), time.monotonic()
-        before = self.book.pieces["time"]["seconds"] if step else 0.0
+        # If the results were lost and the checkpoints were not, nobody knows what they took.
+        before = self.book.pieces.get("time", {}).get("seconds") if step else 0.0
         saved, order, over = began, None, False
         with _progress(step, training.total) as show:
             while step < training.total and not over:
@@ -215,7 +218,8 @@ class Run:
                 now = time.monotonic()
                 over = minutes is not None and now - began > 60 * minutes
                 if over or step == training.total or now - saved > self.save_seconds:
-                    self.book.record("time", {"step": step, "seconds": before + now - began})
+                    seconds = None if before is None else before + now - began
+                    self.book.record("time", {"step": step, "seconds": seconds})
                     jp.checkpoint.save(self.folder, state, step=step, keep=2)
                     saved = now
         if step == training.total:
@@ -223,21 +227,29 @@ class Run:
         return state
 
     def _finish_epoch(self, epoch: int, state: State, show: Callable[..., None]) -> None:
-        loss = float(state.loss) / self.training.per_epoch
-        if not math.isfinite(loss):
+        found = self._measured(state)
+        if not math.isfinite(loss := found["loss"]):
             raise ValueError(f"The loss is {loss} after epoch {epoch}. Lower the learning rate.")
-        accuracy = self.training.accuracy(state, self.found.validation)
-        self.book.record(f"epoch {epoch}", {"loss": loss, "validation_accuracy": accuracy})
+        self.book.record(f"epoch {epoch}", found)
+        accuracy = found["validation_accuracy"]
         show(
             int(state.step),
             f"epoch {epoch}/{self.config.epochs}  loss {loss:.4f}  validation {accuracy:.2f} %",
         )
 
+    def _measured(self, state: State) -> dict[str, float]:
+        """The epoch's mean loss, and the accuracy after it."""
+        loss = float(state.loss) / self.training.per_epoch
+        accuracy = self.training.accuracy(state, self.found.validation)
+        return {"loss": loss, "validation_accuracy": accuracy}
+
     def _finish(self, state: State) -> None:
+        check_finite(state.params, "The last step was too long; lower the learning rate")
+        last = self.book.pieces.get(f"epoch {self.config.epochs}")
         piece = {
             "test_accuracy": self.training.accuracy(state, self.found.test),
-            **self.book.pieces[f"epoch {self.config.epochs}"],
-            "train_seconds": self.book.pieces["time"]["seconds"],
+            **(last or self._measured(state)),
+            "train_seconds": self.book.pieces.get("time", {}).get("seconds"),
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         }
         self.book.record("dense", piece)
@@ -263,9 +275,9 @@ def table(folder: Path) -> str:
     """The finished networks of a folder of results, in Markdown, one a row."""
     names = ("network", "data", "test %", "validation %", "parameters", "epochs", "seed", "minutes")
     rows = []
-    for path in sorted(folder.glob("dense_networks-*.json")):
-        found = json.loads(path.read_text())
+    for _, found in ledger.results(folder, "dense_networks-"):
         config, piece = found["config"], found["pieces"]["dense"]
+        seconds = piece["train_seconds"]
         rows.append(
             (
                 config["network"],
@@ -275,7 +287,7 @@ def table(folder: Path) -> str:
                 f"{piece['parameters']:,}",
                 str(config["epochs"]),
                 str(config["seed"]),
-                f"{piece['train_seconds'] / 60:.1f}",
+                "unknown" if seconds is None else f"{seconds / 60:.1f}",
                 "{device}, {cores} cores, jax {jax}".format(**found["hardware"]),
             )
         )
@@ -304,5 +316,5 @@ if __name__ == "__main__":
 
     try:
         main(tyro.cli(Arguments, description=__doc__))
-    except (ValueError, Busy, data.DataUnavailable) as problem:
+    except PROBLEMS as problem:
         sys.exit(f"error: {problem}")

@@ -31,13 +31,14 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments import data, ledger
+from experiments import ledger
 from experiments.methods import METHODS
 from experiments.minified import parameters, quantized, report, units
 from experiments.minified.lab import Config, Lab
 from experiments.minified.task import TASKS
 from experiments.naming import check_known, check_seeds
 from experiments.presenting import progress
+from experiments.problems import PROBLEMS
 
 WORK = Path(__file__).parent / "runs"  # checkpoints and raw results, not committed
 # LAMP is a way of sharing out magnitude, SNIP ranks as Taylor does.
@@ -132,6 +133,7 @@ def run(arguments: Arguments) -> Path:
         parameters.run(lab, advance)
         units.run(lab, advance)
     report.show(lab, out / name)
+    book.check_failed()
     return book.path
 
 
@@ -140,5 +142,5 @@ if __name__ == "__main__":
 
     try:
         run(tyro.cli(Arguments, description=__doc__))
-    except (ValueError, data.DataUnavailable) as problem:
+    except PROBLEMS as problem:
         sys.exit(f"error: {problem}")

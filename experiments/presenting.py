@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.ledger import Ledger, write_atomically
-from experiments.tables import markdown, percent, spread
+from experiments.tables import markdown, percent, spread, with_failed
 from jaxprune.reporting import accuracy_plot
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ def show(book: Ledger, stem: Path, hardware: dict[str, Any]) -> None:
         table.add_row(*row)
     console = Console(width=max(110, Console().width))
     console.print(table)
-    write_atomically(stem.with_name(stem.name + ".md"), f"{markdown(COLUMNS, rows)}\n\n{text}\n")
+    page = with_failed(f"{markdown(COLUMNS, rows)}\n\n{text}\n", book.failed)
+    write_atomically(stem.with_name(stem.name + ".md"), page)
     picture = stem.with_name(stem.name + ".png")
     accuracy_plot(runs(book), picture, value=ARMS, title=f"{book.config['dataset']}, accuracy in %")
     console.print(f"Results: {book.path}\nPlot:    {picture}", soft_wrap=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.ledger import Ledger, write_atomically
 from experiments.surgeon_methods import METHODS, PUBLISHED
-from experiments.tables import markdown, percent, spread
+from experiments.tables import markdown, percent, spread, with_failed
 from jaxprune.reporting import accuracy_plot
 
 TITLES = {"mlpnet": "MLPNet/MNIST", "resnet20": "ResNet-20/CIFAR-10"}
@@ -71,7 +71,7 @@ def document(book: Ledger, hardware: dict[str, Any]) -> str:
     lines += ["Seconds of one call, compilation included:", "", markdown(head, seconds), ""]
     lines += [f"- {m}: {METHODS[m]}" for m in methods]
     lines += ["", _caption(book, hardware)]
-    return "\n".join(lines) + "\n"
+    return with_failed("\n".join(lines) + "\n", book.failed)
 
 
 def _published(numbers: dict[float, dict[str, float]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -65,3 +65,25 @@ def percent(share: float) -> str:
       '95 %'
     """
     return f"{100 * share:g} %"
+
+
+def with_failed(text: str, failed: Mapping[str, str]) -> str:
+    """Markdown with what has failed, and why, below it.
+
+    Example:
+      >>> print(with_failed("A table.", {"obd 0.9": "The loss is nan."}))
+      A table.
+      <BLANKLINE>
+      Failed, and missing above:
+      <BLANKLINE>
+      | run | reason |
+      |---|---|
+      | obd 0.9 | The loss is nan. |
+      >>> with_failed("A table.", {})
+      'A table.'
+    """
+    if not failed:
+        return text
+    rows = [[name, " ".join(why.split()).replace("|", "/")] for name, why in failed.items()]
+    table = markdown(["run", "reason"], rows)
+    return f"{text.rstrip()}\n\nFailed, and missing above:\n\n{table}" + "\n" * text.endswith("\n")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,14 +27,15 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments import data, ledger
+from experiments import ledger
 from experiments.gradual import images, language, report, translation
 from experiments.gradual.running import Program, Run
 from experiments.gradual.task import Config, Task
 from experiments.gradual.ways import Arm, arms, choose_rates, trials
-from experiments.locking import Busy, alone
+from experiments.locking import alone
 from experiments.naming import check_known, check_seeds
 from experiments.presenting import progress
+from experiments.problems import PROBLEMS
 
 WORK = Path(__file__).parent / "runs"  # checkpoints and raw results, not committed
 TASKS: dict[str, Callable[[Config, Path | None], Task]] = {
@@ -132,30 +134,25 @@ def run(arguments: Arguments) -> Path:
     task = TASKS[config.task](config, arguments.data_dir)
     programs: dict[str, Program] = {}
 
-    def run_all(todo: list[Arm]) -> list[str]:
-        """Run what is not in the book; what fails ends its arm, and is told in the end."""
-        failed = []
+    def run_all(todo: list[Arm], attempt: Callable[[str], AbstractContextManager[None]]) -> None:
+        """Run what is not in the book; what fails ends its arm."""
         for arm in todo:
             if arm.name in book.pieces:
                 continue
             if arm.kind not in programs:
                 programs[arm.kind] = Program(config, task, arm)
             one = Run(programs[arm.kind], arm.seed, WORK / name)
-            try:
+            with attempt(arm.name):
                 book.record(arm.name, run_one(one, partial(advance, what=arm.name)))
-            except FloatingPointError as problem:
-                failed.append(str(problem))
-        return failed
 
     tried = trials(config)
     any_rate = dict.fromkeys((*config.small, config.large), config.rates[0])
     names = {arm.name for arm in (*tried, *arms(config, any_rate))}  # as many at any other rates
     with progress((len(names) - len(book.pieces)) * config.steps) as advance:
-        run_all(tried)  # what fails is not chosen
-        failed = run_all(arms(config, choose_rates(config, task, book.pieces)))
+        run_all(tried, lambda name: suppress(FloatingPointError))  # what fails is not chosen
+        run_all(arms(config, choose_rates(config, task, book.pieces)), book.attempt)
     report.show(config, task, book, out / name)
-    if failed:
-        raise FloatingPointError("\n".join(failed))
+    book.check_failed()
     return book.path
 
 
@@ -170,5 +167,5 @@ if __name__ == "__main__":
 
     try:
         run(tyro.cli(Arguments, description=__doc__))
-    except (ValueError, FloatingPointError, Busy, data.DataUnavailable) as problem:
+    except PROBLEMS as problem:
         sys.exit(f"error: {problem}")

@@ -85,13 +85,34 @@ def train_runs(
 
     Returns:
       Stacked trained parameters, exactly 0 where a mask is False.
+
+    Raises:
+      FloatingPointError: parameters have become NaN or infinite.
     """
     batch = min(budget.batch, split.targets.shape[0])
     runs = _Steps(masks, keys, split, budget, apply, loss, batch)
-    if not _one_by_one(params):
-        return _train_runs(runs, params)
-    each = zip(unstack(params), unstack(masks), list(keys), strict=True)
-    return stack([_train_on_host(replace(runs, mask=m, key=k), p) for p, m, k in each])
+    if _one_by_one(params):
+        each = zip(unstack(params), unstack(masks), list(keys), strict=True)
+        done = [_train_on_host(replace(runs, mask=m, key=k), p) for p, m, k in each]
+        trained = stack(done)
+    else:
+        trained = _train_runs(runs, params)
+    check_finite(trained, f"Training by a rate of {budget.learning_rate:g} diverged")
+    return trained
+
+
+def check_finite(params: Params, told: str) -> None:
+    """Raise if parameters are NaN or infinite.
+
+    Raises:
+      FloatingPointError: says what is told, and names the first such leaf.
+    """
+    for name, leaf in jp.trees.named_leaves(params):
+        bad = int(jnp.sum(~jnp.isfinite(leaf)))
+        if bad:
+            raise FloatingPointError(
+                f"{told}: {jp.trees.label(name)} is NaN or infinite at {bad} of {leaf.size} entries"
+            )
 
 
 def _one_by_one(params: Params) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import jax
@@ -25,9 +26,13 @@ class Watch:
 
     def __init__(self, path: Path, masks: Masks, step: int):
         self.path, self.last = path, _copied(masks)
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        text = path.read_text(errors="replace") if path.exists() else ""
+        lines = text.splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]  # a kill may leave a part of one
-        kept = [line for line in whole if json.loads(line)["step"] < step]
+        done = [_step_of(line) for line in whole]
+        if None in done:
+            warnings.warn(f"{path} has lines that are damaged; they were dropped.", stacklevel=2)
+        kept = [line for line, at in zip(whole, done, strict=True) if at is not None and at < step]
         write_atomically(path, "".join(kept))
 
     def look(self, step: int, masks: Masks) -> None:
@@ -36,6 +41,13 @@ class Watch:
         if any(int(change.dropped) or int(change.revived) for change in changes.values()):
             append_changes(self.path, step, changes)
             self.last = _copied(masks)
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _copied(masks: Masks) -> Masks:

@@ -13,7 +13,7 @@ from experiments.gradual.running import FORMS
 from experiments.gradual.task import PUBLISHED, Config, Task
 from experiments.gradual.ways import DENSE, GRADUAL, Arm, arms, choose_rates, trials
 from experiments.presenting import show_page
-from experiments.tables import difference, markdown, percent, spread
+from experiments.tables import difference, markdown, percent, spread, with_failed
 from jaxprune.reporting import mean_and_spread
 
 
@@ -165,7 +165,7 @@ def document(config: Config, task: Task, book: ledger.Ledger) -> str:
         f"Published (Zhu and Gupta 2017), {title}:",
         markdown(head, rows),
     ]
-    return "\n\n".join(parts) + "\n"
+    return with_failed("\n\n".join(parts) + "\n", book.failed)
 
 
 def show(config: Config, task: Task, book: ledger.Ledger, stem: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from experiments import ledger, training
+from experiments import ledger, resumable, training
 from experiments.data import Split
 from experiments.methods import build_saliency
 from experiments.minified.task import TASKS, Problem, Widths
@@ -152,22 +153,35 @@ class Lab:
     def dense(self) -> Params:
         """The dense networks, stacked: trained once, then read from their checkpoint."""
         if self._dense is None:
-            start = self.fresh(0)
-            folder, rate = self.work / "dense", self.work / "dense_rate.json"
-            if jp.checkpoint.latest_step(folder) is None:
-                train = lambda rate: self.fit(start, self.budget(self.dense_steps, rate), salt=0)
-                trained = {rate: train(rate) for rate in self.config.rates}
-                tried = {rate: self.promise(params) for rate, params in trained.items()}
-                best = max(tried, key=lambda rate: tried[rate])
-                said = {f"{rate:g}": value for rate, value in tried.items()}
-                chosen = {"rate": best, "validation": said}
-                ledger.write_atomically(rate, json.dumps(chosen))
-                jp.checkpoint.save(folder, trained[best], step=self.dense_steps)
-            self._dense = jp.checkpoint.restore(folder, start)
+            folder = self.work / "dense"
+            like = self.fresh(0)
+            self._dense = resumable.made_once(folder, like, self._trained, self.dense_steps)
             self._same_as_before(folder)
             if "dense rate" not in self.book.pieces:  # results elsewhere, the same networks
-                self.book.record("dense rate", json.loads(rate.read_text()))
+                self.book.record("dense rate", self._dense_rate())
         return self._dense
+
+    def _trained(self) -> Params:
+        """The dense networks at their best rate, which is written beside their checkpoint."""
+        start = self.fresh(0)
+        train = lambda rate: self.fit(start, self.budget(self.dense_steps, rate), salt=0)
+        trained = trials(self.config.rates, train)
+        tried = {rate: self.promise(params) for rate, params in trained.items()}
+        best = max(tried, key=lambda rate: tried[rate])
+        said = {f"{rate:g}": value for rate, value in tried.items()}
+        content = json.dumps({"rate": best, "validation": said})
+        ledger.write_atomically(self.work / "dense_rate.json", content)
+        return trained[best]
+
+    def _dense_rate(self) -> Piece:
+        path = self.work / "dense_rate.json"
+        try:
+            return dict(json.loads(path.read_text()))
+        except (FileNotFoundError, ValueError, TypeError) as problem:
+            told = f"{path} cannot be read ({problem}): the dense networks are trained again."
+            warnings.warn(told, stacklevel=3)
+            self._trained()
+            return dict(json.loads(path.read_text()))
 
     def _same_as_before(self, folder: Path) -> None:
         """Raise if what is in the ledger was made from other dense networks.
@@ -241,6 +255,23 @@ class Lab:
             inputs = jnp.resize(self.problem.test.inputs, (batch, *shape))
             found[str(batch)] = jp.reporting.latency(apply, params, inputs, repeats=30).median_ms
         self.book.record(name, found)
+
+
+def trials(rates: Sequence[float], train: Callable[[float], Params]) -> dict[float, Params]:
+    """What is trained at every rate that does not diverge.
+
+    Raises:
+      FloatingPointError: all of them do.
+    """
+    found, problems = {}, []
+    for rate in rates:
+        try:
+            found[rate] = train(rate)
+        except FloatingPointError as problem:
+            problems.append(str(problem))
+    if not found:
+        raise FloatingPointError("; ".join(problems))
+    return found
 
 
 def bytes_of(params: Params, mask: Mask) -> int:

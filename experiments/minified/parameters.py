@@ -36,15 +36,16 @@ def run(lab: Lab, advance: Callable[..., None]) -> None:
         for size in lab.config.sizes:
             name = name_of(method, size)
             if name not in lab.book.pieces:
-                if method == "joint":
-                    pruned = [surgeon(n, lab.batch, sparsity=1 - size) for n in lab.networks]
-                else:
-                    scores = scored(lab, method, lab.networks) if scores is None else scores
-                    pruned = [
-                        by(s)(n, sparsity=1 - size)
-                        for n, s in zip(lab.networks, scores, strict=True)
-                    ]
-                lab.book.record(name, cell(lab, method, size, pruned))
+                with lab.book.attempt(name):
+                    if method == "joint":
+                        pruned = [surgeon(n, lab.batch, sparsity=1 - size) for n in lab.networks]
+                    else:
+                        scores = scored(lab, method, lab.networks) if scores is None else scores
+                        pruned = [
+                            by(s)(n, sparsity=1 - size)
+                            for n, s in zip(lab.networks, scores, strict=True)
+                        ]
+                    lab.book.record(name, cell(lab, method, size, pruned))
             advance(1, method)
 
 

@@ -89,13 +89,15 @@ def run(lab: Lab, advance: Callable[..., None]) -> None:
     for scheme, bits in schemes(lab.config):
         name = name_of(scheme, bits)
         if name not in lab.book.pieces:
-            found = put_on(lab, scheme, bits, dense, full)
-            lab.book.record(name, {"arms": {"one_shot": found}, **_costs(lab)})
+            with lab.book.attempt(name):
+                found = put_on(lab, scheme, bits, dense, full)
+                lab.book.record(name, {"arms": {"one_shot": found}, **_costs(lab)})
         advance(1, f"{bits} bits")
     for bits in map(str, lab.config.bits):
         name = name_of("straight through", bits)
         if name not in lab.book.pieces:
-            lab.book.record(name, {"arms": {"fine_tuned": tuned(lab, bits)}, **_costs(lab)})
+            with lab.book.attempt(name):
+                lab.book.record(name, {"arms": {"fine_tuned": tuned(lab, bits)}, **_costs(lab)})
         advance(1, f"{bits} bits tuned")
 
 

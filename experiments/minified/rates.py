@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.minified.lab import ARMS, Lab
+from experiments.minified.lab import ARMS, Lab, trials
 from experiments.training import Budget
 from jaxprune.types import Apply, Params
 
@@ -55,9 +55,8 @@ def _tried(
     """Mean validation quality after training with each rate; NaN where there is no choice."""
     if len(lab.config.rates) == 1:
         return {lab.config.rates[0]: math.nan}
-    return {
-        rate: lab.promise(train(arm, lab.budget_of(arm, rate)), apply) for rate in lab.config.rates
-    }
+    networks = trials(lab.config.rates, lambda rate: train(arm, lab.budget_of(arm, rate)))
+    return {rate: lab.promise(params, apply) for rate, params in networks.items()}
 
 
 def nearest(size: float, sizes: Iterable[float]) -> float:

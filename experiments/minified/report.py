@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from experiments import ledger
 from experiments.ledger import write_atomically
 from experiments.minified import findings, parameters, pictures, quantized, rates, units
 from experiments.minified.candidates import BASELINE, FAMILIES, Candidate, best_within, collect
 from experiments.minified.lab import ARMS, Config, Lab, as_text, latency_of
 from experiments.minified.task import FALSE_POSITIVES, TASKS
-from experiments.tables import markdown, percent, spread
+from experiments.tables import markdown, percent, spread, with_failed
 
 BUDGETS = (0.5, 0.25, 0.1, 0.05, 0.03, 0.02, 0.015, 0.01)
 """Shares of the dense network's bytes at which families are compared."""
@@ -30,12 +30,13 @@ def show(lab: Lab, stem: Path) -> None:
 
     machine = lab.book.made_on
     text = document(lab.config, lab.book.pieces, budgets(lab), machine)
-    write_atomically(stem.with_name(stem.name + ".md"), text)
+    write_atomically(stem.with_name(stem.name + ".md"), with_failed(text, lab.book.failed))
     picture = stem.with_name(stem.name + ".png")
     pictures.draw(lab.config, lab.book.pieces, picture)
     write_atomically(stem.with_name("minified_models.md"), summary(stem.parent))
     console = Console(width=max(140, Console().width))
-    console.print(Markdown(headline(lab.config, lab.book.pieces, machine)))
+    told = headline(lab.config, lab.book.pieces, machine)
+    console.print(Markdown(with_failed(told, lab.book.failed)))
     for what, path in (
         ("Tables", stem.with_name(stem.name + ".md")), ("Plot", picture), ("Results", lab.book.path)
     ):  # fmt: skip
@@ -57,12 +58,12 @@ def headline(config: Config, pieces: Pieces, machine: dict[str, Any]) -> str:
 def summary(folder: Path) -> str:
     """The headlines of all the results of a folder, in Markdown."""
     parts = []
-    for path in sorted(folder.glob("minified_models-*.json")):
-        found = json.loads(path.read_text())
+    for path, found in ledger.results(folder, "minified_models-"):
         config, stem = Config(**found["config"]), path.stem
+        told = headline(config, found["pieces"], found["hardware"])
         parts.append(
             f"## {TASKS[config.task].title} ({config.preset})\n\n"
-            f"{headline(config, found['pieces'], found['hardware'])}\n\n"
+            f"{with_failed(told, found.get('failed', {}))}\n\n"
             f"![quality against bytes, FLOPs and milliseconds]({stem}.png)\n\n"
             f"[All tables]({stem}.md)."
         )

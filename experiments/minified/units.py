@@ -34,16 +34,18 @@ def run(lab: Lab, advance: Callable[..., None]) -> None:
     """Every selection at every size that is not in the ledger yet, and the nets from scratch."""
     for size in lab.config.sizes:
         if name_of("scratch", size) not in lab.book.pieces:
-            lab.book.record(name_of("scratch", size), from_scratch(lab, size))
+            with lab.book.attempt(name_of("scratch", size)):
+                lab.book.record(name_of("scratch", size), from_scratch(lab, size))
         advance(1, "small dense")
     for method in lab.config.unit_methods:
         scores = None
         for size in lab.config.sizes:
             name = name_of(method, size)
             if name not in lab.book.pieces:
-                if scores is None and method != "merge_pairs":
-                    scores = scored(lab, method)
-                lab.book.record(name, cell(lab, method, size, scores))
+                with lab.book.attempt(name):
+                    if scores is None and method != "merge_pairs":
+                        scores = scored(lab, method)
+                    lab.book.record(name, cell(lab, method, size, scores))
             advance(1, f"units {method}")
 
 

@@ -133,7 +133,7 @@ def test_two_processes_do_not_train_one_network(run_in):
     run.train(minutes=0)
     with (
         locking.alone(run.folder, wait=False),
-        pytest.raises(experiment.Busy, match="Another process trains"),
+        pytest.raises(locking.Busy, match="Another process trains"),
     ):
         run.train()
     run.train()
