@@ -139,7 +139,14 @@ def gradient(objective: MeanLoss, params: Params, batch: Batch) -> PyTree:
     leaves, merge, flags = by_leaves(params)
     grads = jax.grad(lambda some: objective(merge(some), batch))(leaves)
     wide = [g.astype(trees.score_dtype(g)) for g in grads]
-    return trees.replace_leaves(params, flags, wide, zeros)
+    return filled(params, flags, wide)
+
+
+def filled(params: Params, flags: list[bool], new: list[Any]) -> PyTree:
+    """New arrays for the flagged leaves, each beside its leaf; zeros for the others."""
+    leaves = trees.select_leaves(params, flags)
+    placed = [trees.beside(found, leaf) for found, leaf in zip(new, leaves, strict=True)]
+    return trees.replace_leaves(params, flags, placed, zeros)
 
 
 def zeros(leaf: Any) -> jax.Array:

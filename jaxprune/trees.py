@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.shard_alike import shard_alike
 
 from jaxprune.types import Mask, Params, Predicate, PyTree
 
@@ -41,6 +42,20 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
 def paths(tree: PyTree) -> list[str]:
     """The name of every leaf, in flattening order."""
     return [name for name, _ in named_leaves(tree)]
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise unless names of leaves tell the leaves apart: what is kept by name would lose some.
+
+    Raises:
+      ValueError: lists the names that several leaves share.
+    """
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
+    if twice:
+        raise ValueError(
+            f"Leaves share the names {twice}, so nothing can be said of them by name. Rename the "
+            "keys of the tree that contain '/'."
+        )
 
 
 def label(name: str) -> str:
@@ -140,9 +155,24 @@ def check_like(params: Params, other: PyTree, what: str, *, boolean: bool = Fals
             )
 
 
+def beside(new: jax.Array, like: Any) -> jax.Array:
+    """A computed array, laid on devices as another of its shape is, in jit too.
+
+    Not for constants, which XLA shares: leaves of one shape would all be laid alike.
+    """
+    if not isinstance(like, jax.Array) or jax.dtypes.issubdtype(like.dtype, jax.dtypes.extended):
+        return new
+    if is_traced(new, like):
+        return shard_alike(like, new)[1]
+    return jax.device_put(new, like.sharding) if like.committed else new
+
+
 def kept_whole(leaf: Any) -> jax.Array:
-    """The mask of one leaf that keeps all of it."""
-    return jnp.ones(np.shape(leaf), bool)
+    """The mask of one leaf that keeps all of it, beside that leaf."""
+    if is_traced(leaf) and is_float(leaf):
+        return ~((leaf < -1) & (leaf > 1))  # a plain constant would lie whole on every device
+    whole = jnp.ones(np.shape(leaf), bool)
+    return whole if is_traced(leaf) else beside(whole, leaf)
 
 
 def full_mask(params: Params) -> Mask:
@@ -285,9 +315,18 @@ def count(tree: PyTree) -> int:
 def keep(mask: Mask) -> Any:
     """Number of entries the mask keeps, an exact integer (an array inside jit)."""
     if not is_traced(mask):
-        return sum(int(np.count_nonzero(np.asarray(m))) for m in jax.tree.leaves(mask))
+        return sum(_kept(m) for m in jax.tree.leaves(mask))
     dtype = count_dtype(count(mask))
     return sum((total(m).astype(dtype) for m in jax.tree.leaves(mask)), jnp.zeros((), dtype))
+
+
+def _kept(mask: Any) -> int:
+    """Entries of one mask that are True; where it is cut up, each device counts its own."""
+    whole = not isinstance(mask, jax.Array) or mask.is_fully_replicated
+    return int(np.count_nonzero(np.asarray(mask))) if whole else int(_total(mask))
+
+
+_total = jax.jit(lambda flags: total(flags))
 
 
 def drop(mask: Mask) -> Any:

@@ -168,7 +168,7 @@ class FactoredFisher:
         like = jax.tree.unflatten(self.structure, self.shapes)
         dtypes = [trees.score_dtype(s) for s in self.shapes if trees.is_float(s)]
         cast = [x.astype(dtype) for x, dtype in zip(found, dtypes, strict=True)]
-        return trees.replace_leaves(like, self._flags(), cast, objective.zeros)
+        return objective.filled(like, self._flags(), cast)
 
 
 def factored_fisher(

@@ -111,7 +111,7 @@ def as_diagonal(
     params: Params, flags: list[bool], total: Sums, is_hessian: bool, slow: tuple[int, ...]
 ) -> Diagonal:
     """Sums over the floating leaves as a tree like `params`, zeros elsewhere."""
-    fill = lambda new: trees.replace_leaves(params, flags, new, objective.zeros)
+    fill = lambda new: objective.filled(params, flags, new)
     second = None if total.second is None else fill(total.second)
     names = trees.paths(params)
     fallback = tuple(names[i] for i in slow if flags[i])

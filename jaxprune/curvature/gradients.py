@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxprune import objective, trees
+from jaxprune import objective
 from jaxprune.curvature.examples import mean_over_examples, widened, with_mean_only
 from jaxprune.curvature.gauss_newton import diagonal_from_factor
 from jaxprune.curvature.likelihoods import Likelihood
@@ -166,7 +166,7 @@ def gradient_moments(
                     lambda s: s[None], objective.output_slopes(loss, outputs, targets)
                 )
                 total = sums_of_rows(pull, slopes)
-        fill = lambda new: trees.replace_leaves(params, flags, new, objective.zeros)
+        fill = lambda new: objective.filled(params, flags, new)
         assert total.second is not None
         return GradientMoments(fill(total.first), fill(total.second))
 

@@ -74,6 +74,6 @@ def hutchinson_diagonal(
             total = jax.lax.scan(step, probe(params, batch, keys[0]), keys[1:])[0]
         mean = [t / probes for t in total]
         flags = objective.by_leaves(params)[2]
-        return Diagonal(trees.replace_leaves(params, flags, mean, objective.zeros))
+        return Diagonal(objective.filled(params, flags, mean))
 
     return curvature

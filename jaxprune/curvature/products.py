@@ -55,7 +55,7 @@ def hvp(apply: Any, loss: Loss | None = None, *, microbatch: int | None = None) 
         grad = jax.grad(lambda some: mean_loss(merge(some), batch))
         with jax.default_matmul_precision("highest"):
             turned = jax.jvp(grad, (leaves,), (tangents,))[1]
-        return trees.replace_leaves(params, flags, turned, objective.zeros)
+        return objective.filled(params, flags, turned)
 
     return _in_parts(apply, product, microbatch)
 
@@ -107,7 +107,7 @@ def gauss_newton_vp(apply: Apply, loss: Loss, *, microbatch: int | None = None) 
             moved = jax.jvp(model, (leaves,), (tangents,))[1]
             bent = jax.jvp(jax.grad(mean), (outputs,), (moved,))[1]
             (turned,) = pull(bent)
-        return trees.replace_leaves(params, flags, turned, objective.zeros)
+        return objective.filled(params, flags, turned)
 
     return _in_parts(apply, product, microbatch)
 

@@ -40,7 +40,8 @@ def lamp() -> Saliency:
     """Layer-adaptive magnitude: `s_u = w_u^2 / sum of w_v^2 over the v of the leaf not below u`.
 
     Within a leaf it ranks as magnitude does; across leaves the largest weight of each scores 1,
-    so that one global ranking sets sensible layer-wise sparsities.
+    so that one global ranking sets sensible layer-wise sparsities. It sorts a leaf, so a leaf that
+    is cut over devices is brought together on each, one leaf after another.
 
     Returns:
       A `Saliency`; it measures nothing, so its batch may be None. Scores lie in [0, 1].
@@ -66,7 +67,8 @@ def _lamp_leaf(leaf: Any) -> jax.Array:
     ascending = squares[order]
     survivors = jnp.cumsum(ascending[::-1])[::-1]
     scores = ascending / jnp.where(survivors > 0, survivors, 1)
-    return jnp.zeros_like(squares).at[order].set(scores).reshape(np.shape(leaf))
+    scores = jnp.zeros_like(squares).at[order].set(scores).reshape(np.shape(leaf))
+    return trees.beside(scores, leaf)
 
 
 def random(key: jax.Array) -> Saliency:
@@ -86,10 +88,10 @@ def random(key: jax.Array) -> Saliency:
 
     def score(params: Params) -> Scores:
         leaves, structure = jax.tree.flatten(params)
-        drawn = [
-            jax.random.uniform(jax.random.fold_in(key, i), np.shape(leaf), trees.score_dtype(leaf))
-            for i, leaf in enumerate(leaves)
-        ]
+        draw = lambda i, leaf: jax.random.uniform(
+            jax.random.fold_in(key, i), np.shape(leaf), trees.score_dtype(leaf)
+        )
+        drawn = [trees.beside(draw(i, leaf), leaf) for i, leaf in enumerate(leaves)]
         return jax.tree.unflatten(structure, drawn)
 
     return without_data(score)

@@ -28,7 +28,8 @@ def shrink(
     are. With only the incoming ones pruned it still emits a constant (its bias, BatchNorm's offset
     through the activation), which is moved into the next bias or mean. Where that cannot be exact
     (zero padding, a sum over the axis) the unit stays, masked, and a warning says why. What is
-    pruned in between stays 0.
+    pruned in between stays 0. An array that lies on a mesh stays there, each axis cut as it was if
+    the mesh axes divide its new size; otherwise that axis is whole on every device.
 
     Args:
       variables: what was coupled, parameters and statistics.
