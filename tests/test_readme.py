@@ -9,10 +9,12 @@ import optax
 import pytest
 from flax import linen as nn
 
+from tests import pages
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
-COMMANDS = re.findall(r"^```bash\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+BLOCKS = pages.blocks(TEXT, "python")
+COMMANDS = [block.text for block in pages.blocks(TEXT, "bash")]
 
 
 class Net(nn.Module):
@@ -65,7 +67,7 @@ def users_side(tmp_path_factory):
 def test_every_python_block_runs_and_does_what_it_says(users_side, capsys):
     space = dict(users_side)
     for block in BLOCKS:
-        exec(compile(block, "README.md", "exec"), space)
+        pages.run(block, space, "README.md")
     printed = capsys.readouterr().out
     assert "kernel" in printed
     assert "sparsity 90.00 %" in printed
@@ -83,7 +85,7 @@ def test_every_python_block_runs_and_does_what_it_says(users_side, capsys):
 
 def test_the_parameters_fitted_by_the_first_block_are_zero_where_the_mask_is_false(users_side):
     space = dict(users_side)
-    exec(compile(BLOCKS[0], "README.md", "exec"), space)
+    pages.run(BLOCKS[0], space, "README.md")
     dropped = jax.tree.map(lambda m, p: p[~m], space["pruned"].mask, space["params"])
     assert sum(x.size for x in jax.tree.leaves(dropped)) > 50
     assert all((x == 0).all() for x in jax.tree.leaves(dropped))
