@@ -45,17 +45,9 @@ def paths(tree: PyTree) -> list[str]:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise unless names of leaves tell the leaves apart: what is kept by name would lose some.
-
-    Raises:
-      ValueError: lists the names that several leaves share.
-    """
-    twice = sorted(name for name, times in Counter(names).items() if times > 1)
-    if twice:
-        raise ValueError(
-            f"Leaves share the names {twice}, so nothing can be said of them by name. Rename the "
-            "keys of the tree that contain '/'."
-        )
+    """Raise ValueError unless names tell leaves apart: results by name would lose some."""
+    if twice := sorted(name for name, times in Counter(names).items() if times > 1):
+        raise ValueError(f"Leaves share the names {twice}. Rename the keys that contain '/'.")
 
 
 def label(name: str) -> str:
@@ -323,10 +315,7 @@ def keep(mask: Mask) -> Any:
 def _kept(mask: Any) -> int:
     """Entries of one mask that are True; where it is cut up, each device counts its own."""
     whole = not isinstance(mask, jax.Array) or mask.is_fully_replicated
-    return int(np.count_nonzero(np.asarray(mask))) if whole else int(_total(mask))
-
-
-_total = jax.jit(lambda flags: total(flags))
+    return int(np.count_nonzero(np.asarray(mask)) if whole else jax.jit(total)(mask))
 
 
 def drop(mask: Mask) -> Any:
@@ -356,8 +345,5 @@ def replace_leaves(
 ) -> PyTree:
     """`tree` with the flagged leaves replaced in order, and the others mapped by `otherwise`."""
     leaves, structure = jax.tree.flatten(tree)
-    values = iter(new)
-    merged = [
-        next(values) if flag else otherwise(leaf) for leaf, flag in zip(leaves, flags, strict=True)
-    ]
-    return jax.tree.unflatten(structure, merged)
+    pairs, values = zip(leaves, flags, strict=True), iter(new)
+    return jax.tree.unflatten(structure, (next(values) if f else otherwise(x) for x, f in pairs))

@@ -127,6 +127,23 @@ def test_trees_that_differ():
         jp.apply_mask(PARAMS, jax.tree.map(jnp.ones_like, PARAMS))
 
 
+def test_results_by_name_of_leaves_that_share_one():
+    params = {"a/b": jnp.ones((3, 3)), "a": {"b": jnp.ones((3, 2))}}
+    mask = jp.trees.full_mask(params)
+    model = lambda p, x: jax.nn.relu(x @ p["a/b"]) @ p["a"]["b"]
+    small = jp.quantize.unquantized()(params)
+    for call in (
+        lambda: jp.couple(model, params, X[:, :3]),
+        lambda: saliency.output_axes(model, params, X[:, :3]),
+        lambda: jp.surgeon.input_hessians(model, params, (X[:, :3], None)),
+        lambda: jp.reporting.mask_changes(mask, mask),
+        lambda: jp.quantize.stored_bytes(small),
+    ):
+        with says(ValueError, "share the names ['a/b']", "contain '/'"):
+            call()
+    assert len(jp.quantize.pack(small)) > 0  # bytes have no names
+
+
 @pytest.mark.parametrize("make", [select.lowest, lambda: select.n_of_m(1, 2),
                                   lambda: select.blocks((2, 1))])  # fmt: skip
 def test_nan_in_scores_given_to_a_selection(make):

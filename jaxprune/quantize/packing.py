@@ -90,7 +90,7 @@ def stored_bytes(quantized: Quantized, form: str = "smallest") -> StoredBytes:
       A `StoredBytes`.
 
     Raises:
-      ValueError: no such form.
+      ValueError: no such form, or two leaves of one name.
 
     Example:
       >>> import jax.numpy as jnp
@@ -107,6 +107,7 @@ def stored_bytes(quantized: Quantized, form: str = "smallest") -> StoredBytes:
         codes = packed_bytes(how.written, how.width)
         counted.append(LeafBytes(how.form, codes, len(record.tables), how.overhead, HEADER.size))
     names = trees.paths(quantized.params)
+    trees.check_names(names)
     return StoredBytes(dict(zip(names, counted, strict=True)), sum(leaf.total for leaf in counted))
 
 

@@ -49,7 +49,8 @@ def mask_changes(old: Mask, new: Mask) -> dict[str, MaskChange]:
       A `MaskChange` for every leaf.
 
     Raises:
-      ValueError: structures or shapes differ, the leaf is named. TypeError: a mask not bool.
+      ValueError: structures or shapes differ, the leaf is named; two leaves of one name.
+      TypeError: a mask not bool.
 
     Example:
       >>> import jax.numpy as jnp
@@ -60,6 +61,7 @@ def mask_changes(old: Mask, new: Mask) -> dict[str, MaskChange]:
     """
     trees.check_like(old, old, "old mask", boolean=True)
     trees.check_like(old, new, "new mask", boolean=True)
+    trees.check_names(trees.paths(old))
     pairs = zip(trees.named_leaves(old), trees.named_leaves(new), strict=True)
     return {
         name: MaskChange(

@@ -79,7 +79,7 @@ def sensitivity(
     """
     flags = trees.prunable_flags(params, prunable)
     names = [name for flag, name in zip(flags, trees.paths(params), strict=True) if flag]
-    _check_unique(names)
+    trees.check_names(names)
     jobs = [(name, sparsity) for name in names for sparsity in sparsities]
     found = iter([_value(params, scores, evaluate, *job) for job in _shown(jobs, progress)])
     values = tuple(tuple(next(found) for _ in sparsities) for _ in names)
@@ -96,15 +96,6 @@ def _value(
     """The model's value with the leaf `only` pruned; a floor would keep it from what we ask."""
     choose = select.lowest(scope="layer", prunable=lambda name, leaf: name == only, floor=0)
     return float(evaluate(trees.apply_mask(params, choose(params, scores, sparsity=sparsity))))
-
-
-def _check_unique(names: list[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(
-            f"Leaves share the names {twice}, so none can be pruned alone. Rename the keys of "
-            "`params` that contain '/'."
-        )
 
 
 def _shown(jobs: list[Any], progress: bool) -> Iterable[Any]:

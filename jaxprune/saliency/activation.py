@@ -86,6 +86,9 @@ def output_axes(apply: Apply, params: Params, inputs: PyTree) -> dict[str, int]:
     Read off the dot or the convolution the weight enters; of several output axes (heads, features)
     the last. Leaves that enter no layer, or layers that disagree, are left out.
 
+    Raises:
+      ValueError: two leaves of one name.
+
     Example:
       >>> params = {"in_out": jnp.ones((3, 2)), "out_in": jnp.ones((5, 2))}
       >>> apply = lambda p, x: x @ p["in_out"] @ p["out_in"].T
@@ -98,6 +101,7 @@ def output_axes(apply: Apply, params: Params, inputs: PyTree) -> dict[str, int]:
         if site.primitive != "gather":
             found.setdefault(site.leaf, set()).update(_output_axis(site))
     names = trees.paths(params)
+    trees.check_names(names)
     return {names[leaf]: axes.pop() for leaf, axes in sorted(found.items()) if len(axes) == 1}
 
 

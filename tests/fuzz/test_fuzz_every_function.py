@@ -4,6 +4,7 @@ import jaxprune as jp
 from tests.fuzz import (
     test_fuzz_models,
     test_fuzz_prune,
+    test_fuzz_schedule,
     test_fuzz_select,
     test_fuzz_storage,
     test_fuzz_surgeon,
@@ -14,6 +15,7 @@ from tests.fuzz import (
 TABLES = (
     test_fuzz_models,
     test_fuzz_prune,
+    test_fuzz_schedule,
     test_fuzz_select,
     test_fuzz_storage,
     test_fuzz_surgeon,

@@ -255,8 +255,8 @@ def gradual(draw):
             ranking = [np.where(m, s, -np.inf) for m, s in zip(mask, sizes(before), strict=True)]
             goes = min(round(round(share, 7) * n), most)
             mask = doubles.one_ranking(ranking, goes / max(n, 1))
-        for m, found, w in zip(mask, prunable(jp.mask_of(state)) or jax.tree.leaves(
-                jp.mask_of(state)), jax.tree.leaves(after), strict=True):  # fmt: skip
+        kept, left = (jax.tree.leaves(t) for t in (jp.mask_of(state), after))
+        for m, found, w in zip(mask, kept, left, strict=True):
             np.testing.assert_array_equal(found, m)
             np.testing.assert_array_equal(np.asarray(w)[~m], 0)
         before = after

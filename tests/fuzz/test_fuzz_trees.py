@@ -1,6 +1,4 @@
-"""Random trees: their names, masks over them, counts, checks; and schedules."""
-
-import math
+"""Random trees: their names, masks over them, counts, checks."""
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +34,16 @@ def names(draw):
 def labels(draw):
     name = draw(st.text(max_size=5))
     assert trees.label(name) == (f"leaf '{name}'" if name else "the only leaf")
+
+
+def told_apart(draw):
+    """Names of a tree are its own; a key with a slash in it can be another leaf's path."""
+    leaf_names = mixed_tree(draw)[1]
+    trees.check_names(leaf_names)
+    name = draw.one(leaf_names)
+    with pytest.raises(ValueError, match="share the names") as caught:
+        trees.check_names([*leaf_names, name])
+    assert str([name]) in str(caught.value)
 
 
 def dtypes(draw):
@@ -170,6 +178,7 @@ def placed(draw):
         assert trees.on_host(leaf)
         assert not trees.on_host(np.asarray(leaf))
         assert raw(trees.from_host(np.asarray(leaf), draw.one([leaf, 1.0]))) == raw(leaf)
+        assert raw(trees.beside(leaf, draw.one([leaf, 1.0]))) == raw(leaf)
 
 
 def traced(draw):
@@ -217,10 +226,11 @@ def wide_counts(draw):
             assert trees.count_dtype(n) == jnp.int64
 
 
-TREES = {
+LAWS = {
     "trees.named_leaves": Row(names),
     "trees.paths": Row(names),
     "trees.label": Row(labels),
+    "trees.check_names": Row(told_apart),
     "trees.dtype_of": Row(dtypes),
     "trees.is_inexact": Row(dtypes),
     "trees.is_float": Row(dtypes),
@@ -233,6 +243,7 @@ TREES = {
     "trees.apply_mask": Row(masks),
     "trees.on_host": Row(placed),
     "trees.from_host": Row(placed),
+    "trees.beside": Row(placed),
     "trees.is_traced": Row(traced),
     "trees.decimals": Row(seven_decimals),
     "trees.check_sparsity": Row(sparsities),
@@ -249,97 +260,14 @@ TREES = {
 }
 
 
-def _rise(final, initial, x, kind):
-    if kind == "cubic":
-        return final + (initial - final) * (1 - x) ** 3
-    if kind == "exponential":
-        return 1 - (1 - initial) * ((1 - final) / (1 - initial)) ** x
-    return initial + (final - initial) * x
-
-
-def rising(kind):
-    share = st.floats(0, 0.999)
-
-    def law(draw):
-        initial, final = sorted((draw(share), draw(share)))
-        steps, begin = draw.number(1, 10**6), draw.number(-5, 10**6)
-        make = getattr(jp.schedule, kind)
-        schedule = make(final, steps, begin=begin, initial=initial)
-        at = sorted(draw.number(begin - 3, begin + steps + 3) for _ in range(3))
-        values = [schedule(t) for t in at]
-        assert values == sorted(values)
-        assert (schedule(begin), schedule(begin + steps)) == (initial, final)
-        for t, value in zip(at, values, strict=True):
-            x = min(max((t - begin) / steps, 0), 1)
-            assert math.isclose(value, _rise(final, initial, x, kind), abs_tol=1e-9)
-        found = jax.vmap(schedule)(jnp.array(at))
-        np.testing.assert_allclose(found, values, atol=2e-6)
-        for wrong in ({"steps": 0}, {"steps": -1}):
-            with pytest.raises(ValueError, match="positive number of steps"):
-                make(final, **wrong)
-        for wrong in ((1.0, 0.0), (0.5, -0.1), (math.nan, 0.0)):
-            with pytest.raises(ValueError, match="sparsity"):
-                make(wrong[0], 5, initial=wrong[1])
-        if initial < final:
-            with pytest.raises(ValueError, match="starts at"):
-                make(initial, steps, initial=final)
-
-    return law
-
-
-def held(draw):
-    final, step = draw(st.floats(0, 0.999)), draw.number(0, 100)
-    schedule = jp.schedule.constant(final)
-    assert schedule(step) == final
-    np.testing.assert_array_equal(jax.vmap(schedule)(jnp.arange(2)), np.float32([final] * 2))
-    with pytest.raises(ValueError, match="must lie in"):
-        jp.schedule.constant(1 + final)
-
-
-def falling(draw):
-    initial, steps = draw(st.floats(0, 0.999)), draw.number(1, 1000)
-    schedule = jp.schedule.cosine_decay(initial, steps)
-    at = [0, draw.number(0, steps), steps, steps + 7]
-    expected = [initial / 2 * (1 + math.cos(math.pi * min(t / steps, 1))) for t in at]
-    np.testing.assert_allclose([schedule(t) for t in at], expected, atol=1e-12)
-    np.testing.assert_allclose(jax.vmap(schedule)(jnp.array(at)), expected, atol=1e-6)
-    with pytest.raises(ValueError, match="positive number"):
-        jp.schedule.cosine_decay(initial, 0)
-
-
-def turns(draw):
-    """Every leaf has its turn, the mean of the leaves is the call's sparsity."""
-    many, final = draw.number(1, 6), draw(st.floats(0.01, 0.99))
-    own = jp.schedule.in_turn([f"leaf{i}" for i in range(many)], final)
-    s = draw(st.floats(0, 1)) * final
-    values = [own[f"leaf{i}"](s) for i in range(many)]
-    assert values == sorted(values, reverse=True)
-    assert sum(0 < v < final for v in values) <= 1
-    assert math.isclose(sum(values) / many, s, abs_tol=1e-6)
-    assert all(f(final) == final for f in own.values())
-    with pytest.raises(ValueError, match="none twice"):
-        jp.schedule.in_turn(["a", "a"], final)
-
-
-SCHEDULES = {
-    "schedule.constant": Row(held),
-    "schedule.linear": Row(rising("linear")),
-    "schedule.cubic": Row(rising("cubic")),
-    "schedule.exponential": Row(rising("exponential")),
-    "schedule.cosine_decay": Row(falling),
-    "schedule.in_turn": Row(turns),
-}
-LAWS = {**TREES, **SCHEDULES}
-
-
 @each(LAWS)
-def test_trees_and_schedules_are_numpys(row):
+def test_trees_are_counted_and_named_as_numpy_does(row):
     holds(row)
 
 
 @pytest.mark.slow
 @each(LAWS, wide=True)
-def test_trees_and_schedules_are_numpys_a_thousand_times(row):
+def test_trees_are_counted_and_named_as_numpy_does_hundreds_of_times(row):
     holds(row, wide=True)
 
 

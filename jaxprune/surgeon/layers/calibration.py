@@ -165,7 +165,8 @@ def trace_model(
     """The prunable weights of a model, and a function that measures their inputs.
 
     Raises:
-      ValueError: examples that depend on each other, or a prunable leaf that is no layer's weight.
+      ValueError: examples that depend on each other, a prunable leaf that is no layer's weight, or
+        two of one name.
     """
     if not independent_examples(apply, params, inputs):
         raise ValueError(
@@ -175,6 +176,7 @@ def trace_model(
         )
     tapped = tap(apply, params, jax.tree.map(lambda x: x[:1], inputs))
     weights = _weights(tapped, params, trees.prunable_flags(params, prunable))
+    trees.check_names([weight.name for weight in weights])
     dtypes = [trees.score_dtype(leaf) for leaf in jax.tree.leaves(params)]
     wanted = {site.key for w in weights for part in w.parts for site in part.sites}
 
