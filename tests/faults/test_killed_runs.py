@@ -9,6 +9,8 @@ import sys
 import time
 from dataclasses import replace
 
+import jax
+import numpy as np
 import pytest
 
 from experiments import compare_saliencies as experiment
@@ -31,11 +33,18 @@ def die():
     raise Killed
 
 
+def fit(self, params, masks, budget, salt):
+    """Other weights, which depend on all it is given."""
+    moved = lambda leaf, mask: (np.asarray(leaf) * budget.learning_rate + salt) * mask
+    return jax.tree.map(moved, params, masks)
+
+
 def run_in(folder, writes=None):
-    """A tiny comparison without plots and measured times; None if it was killed."""
+    """A tiny comparison that trains by a formula and measures no times; None if it was killed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(experiment.PRESETS, "smoke", TINY)
         patch.setattr(experiment.Comparison, "weigh", lambda *_: {"report": killed_runs.REPORT})
+        patch.setattr(experiment.Comparison, "fit", fit)
         patch.setattr(presenting, "accuracy_plot", lambda *_, **options: None)
         killed_runs.work_in(folder, patch.setattr)
         if writes is not None:
