@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import jax
 
-import jaxprune
 from jaxprune import checkpoint_reading
 from jaxprune.reporting.array_records import ORDERS
 from jaxprune.reporting.array_report import array_report
@@ -31,8 +30,7 @@ smallest format. PRNG keys are counted as integers.
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jaxprune", description=jaxprune.__doc__)
-    parser.add_argument("--version", action="version", version=jaxprune.__version__)
+    parser = argparse.ArgumentParser(prog="python -m jaxprune")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     report = commands.add_parser(
         "report", help="count what a checkpoint holds", description=_ABOUT, epilog=_COLUMNS

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
 # Primitives that only wrap a jaxpr. Not custom_jvp and custom_vjp: evaluated inside, they would
 # lose the derivative their author gave.
@@ -98,7 +97,7 @@ def flatten(closed: Any, calls: tuple[Any, ...] = ()) -> Program:
             v: Constant(c) for v, c in zip(jaxpr.constvars, consts, strict=True)
         }
         known.update(zip(jaxpr.invars, args, strict=True))
-        read = lambda v: Constant(v.val) if isinstance(v, core.Literal) else known[v]
+        read = lambda v: Constant(v.val) if is_literal(v) else known[v]
         for eqn in jaxpr.eqns:
             operands = [read(v) for v in eqn.invars]
             source = (eqn.source_info, *calls)
@@ -170,11 +169,16 @@ def scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
+def is_literal(atom: Any) -> bool:
+    """A number in a jaxpr, not a variable. `jax.extend.core` has the type, and imports Pallas."""
+    return hasattr(atom, "val")
+
+
 def inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
     """The jaxprs among the parameters of a primitive."""
     for value in params.values():
         for part in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(part, core.Jaxpr | core.ClosedJaxpr):
+            if hasattr(part, "eqns"):
                 yield part
 
 

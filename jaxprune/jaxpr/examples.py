@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend import core
 
 from jaxprune import trees
 from jaxprune.jaxpr import equations, primitives
@@ -97,11 +96,11 @@ def _sizes_written(closed: Any, data: Sequence[bool]) -> Counter[Any]:
             found[np.asarray(const).tobytes() if small else const.shape] += 1
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
-        literals = [v.val for v in eqn.invars if isinstance(v, core.Literal)]
+        literals = [v.val for v in eqn.invars if equations.is_literal(v)]
         found.update(str(x) for x in literals)
         if name == "integer_pow":
             found["power", eqn.params["y"]] += 1
-        reads = [not isinstance(v, core.Literal) and known.get(v, False) for v in eqn.invars]
+        reads = [not equations.is_literal(v) and known.get(v, False) for v in eqn.invars]
         known.update(dict.fromkeys(eqn.outvars, any(reads)))
         inner = list(equations.inner_jaxprs(eqn.params))
         for part in inner:
@@ -123,7 +122,7 @@ def _follow(closed: Any, args: Sequence[State], n: int) -> list[State]:
         known[variable] = _constant(const)
 
     def read(v: Any) -> State:
-        return _constant(v.val) if isinstance(v, core.Literal) else known.get(v, Same(frozenset()))
+        return _constant(v.val) if equations.is_literal(v) else known.get(v, Same(frozenset()))
 
     for eqn in jaxpr.eqns:
         states = [read(v) for v in eqn.invars]

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend import core
 
 from jaxprune import trees
 from jaxprune.jaxpr import equations
@@ -144,7 +143,7 @@ def _count(jaxpr: Any, origins: list[int | None]) -> _Found:
     once: list[str] = []
 
     def source(atom: Any) -> int | None:
-        return None if isinstance(atom, core.Literal) else origin.get(atom)
+        return None if equations.is_literal(atom) else origin.get(atom)
 
     for eqn in jaxpr.eqns:
         found = _RULES.get(eqn.primitive.name, _inside)(eqn, [source(v) for v in eqn.invars])

@@ -7,7 +7,6 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend import core
 
 from jaxprune.jaxpr import equations, primitives
 from jaxprune.types import Apply, Params, PyTree
@@ -61,7 +60,7 @@ def _union(parts: Sequence[_Depends]) -> _Depends:
 def _outputs(closed: Any, args: Sequence[_Depends]) -> list[_Depends]:
     jaxpr = getattr(closed, "jaxpr", closed)
     known: dict[Any, _Depends] = dict(zip(jaxpr.invars, args, strict=True))
-    read = lambda v: _NOTHING if isinstance(v, core.Literal) else known.get(v, _NOTHING)
+    read = lambda v: _NOTHING if equations.is_literal(v) else known.get(v, _NOTHING)
     for eqn in jaxpr.eqns:
         operands = [read(v) for v in eqn.invars]
         if not any(operand.on for operand in operands):

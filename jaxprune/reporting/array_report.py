@@ -38,7 +38,7 @@ def array_report(
       >>> arrays = {"net/w": np.array([[0.0, 2.0], [0.0, 1.0]]), "net/b": np.zeros(2)}
       >>> found = array_report(arrays, lambda names: {name: arrays[name] for name in names})
       >>> found.rows[0].nonzeros, found.rows[0].zero_slices, found.totals.nonzeros
-      (2, (1, 0), 2)
+      (2, (0, 1), 2)
     """
     chosen = [name for name in leaves if fnmatchcase(name, only)]
     if leaves and not chosen:
