@@ -2,11 +2,12 @@
 
 import sys
 import warnings
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -135,19 +136,34 @@ def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
     return max(float(np.max(np.abs(a - b)) / np.max(np.abs(b))) for a, b in pairs)
 
 
-def against_backpack(cases: dict[str, Case]) -> None:
-    """Table 2: BackPACK's time over ours.
+class Twin(NamedTuple):
+    """A diagonal that both sides compute.
 
-    In float32 a ReLU whose input is all but 0 may be open on one side and shut on the other: on
-    ResNet-20 both sides are then some 1e-3 from float64, where they agree to 1e-15.
+    Attributes:
+      network, what: which.
+      ours, theirs: calls that return when it is there.
+      gap: how far they are apart, see `difference`.
+      pairs: of measurements, at most.
     """
-    try:
-        import backpack
-        import torch
-        from backpack.extensions import DiagGGNExact, DiagHessian, SumGradSquared
-    except ModuleNotFoundError as error:
-        print(f"Rows against BackPACK are skipped: {error}.")
-        return
+
+    network: str
+    what: str
+    ours: Callable[[], Any]
+    theirs: Callable[[], Any]
+    gap: float
+    pairs: int
+
+
+def twins(cases: dict[str, Case], chosen: Collection[str] | None = None) -> Iterator[Twin]:
+    """The diagonals of both, at the same weights, of all networks or the chosen.
+
+    Raises:
+      ModuleNotFoundError: BackPACK or torch is not installed.
+    """
+    import backpack
+    import torch
+    from backpack.extensions import DiagGGNExact, DiagHessian, SumGradSquared
+
     torch.set_num_threads(1)
     for known in ("Full backward hook", "Using a non-tuple sequence"):
         warnings.filterwarnings("ignore", known)
@@ -159,8 +175,9 @@ def against_backpack(cases: dict[str, Case]) -> None:
         ("LeNet-5", "squared gradients", fisher, SumGradSquared, "sum_grad_squared"),
         ("ResNet-20", "Gauss-Newton", gauss_newton, DiagGGNExact, "diag_ggn_exact"),
     ]
-    rows = []
     for name, what, make, extension, field in pairings:
+        if chosen is not None and name not in chosen:
+            continue
         case = cases[name]
         ours = problem(case)
         curvature = make(ours.apply)
@@ -179,10 +196,29 @@ def against_backpack(cases: dict[str, Case]) -> None:
         theirs = [scale * getattr(p, field).numpy() for p in model.parameters()]
         found = curvature(ours.params, ours.batch).mean
         gap = difference(in_torch_order(found, isinstance(case.model, LeNet5)), theirs)
-        one = waiting(curvature, ours.params, ours.batch)
-        ratio = compared(one, call, case.pairs)
-        rows.append([name, what, *measuring.ratio_cells(ratio), f"{gap:.0e}"])
+        yield Twin(name, what, waiting(curvature, ours.params, ours.batch), call, gap, case.pairs)
+
+
+def versions() -> str:
+    """BackPACK's and torch's."""
     number = metadata.version("backpack-for-pytorch")
-    versions = f"BackPACK {number}, torch {torch.__version__} ms"
-    header = ["network", "diagonal", "x ours", *INTERVAL, versions, "ours ms", "difference"]
-    measuring.publish("curvature_backpack", f"{COMMAND} --only backpack", header, rows)
+    return f"BackPACK {number}, torch {metadata.version('torch')}"
+
+
+def against_backpack(cases: dict[str, Case]) -> None:
+    """Table 2: BackPACK's time over ours.
+
+    In float32 a ReLU whose input is all but 0 may be open on one side and shut on the other: on
+    ResNet-20 both sides are then some 1e-3 from float64, where they agree to 1e-15.
+    """
+    rows = []
+    try:
+        for twin in twins(cases):
+            ratio = compared(twin.ours, twin.theirs, twin.pairs)
+            rows.append([twin.network, twin.what, *measuring.ratio_cells(ratio), f"{twin.gap:.0e}"])
+    except ModuleNotFoundError as error:
+        print(f"Rows against BackPACK are skipped: {error}.")
+        return
+    header = ["network", "diagonal", "x ours", *INTERVAL, f"{versions()} ms", "ours ms"]
+    measuring.publish("curvature_backpack", f"{COMMAND} --only backpack", [*header, "difference"],
+                      rows)  # fmt: skip
