@@ -1,5 +1,6 @@
 """Prepared tensorflow_datasets directories: read one with suspicion, make one atomically."""
 
+import errno
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from experiments.data.dataset import DataUnavailable, RawSplits, Split
 from experiments.data.ladder import Damaged, NotHere, describe
 from experiments.data.progress import bar
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _CHUNK = 2000  # examples decoded between two moves of the progress bar
 
 
@@ -102,7 +104,12 @@ def make(
     """
     final = root / builders.relative_path(builder)
     with _scratch(root, builder.name, stand_in) as scratch:
-        builders.write(builder, source, scratch, class_names)
+        try:
+            builders.write(builder, source, scratch, class_names)
+        except OSError as error:  # of the network it may be, then another rung serves
+            if error.errno in _OF_THE_DISK:
+                raise _unwritable(builder.name, root, error, stand_in) from error
+            raise
         written = scratch / builders.relative_path(builder)
         splits = read(written, counts, fingerprints)
         try:
