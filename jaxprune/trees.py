@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental.shard_alike import shard_alike
 
 from jaxprune.types import Mask, Params, Predicate, PyTree
 
@@ -155,8 +154,16 @@ def beside(new: jax.Array, like: Any) -> jax.Array:
     if not isinstance(like, jax.Array) or jax.dtypes.issubdtype(like.dtype, jax.dtypes.extended):
         return new
     if is_traced(new, like):
-        return shard_alike(like, new)[1]
+        return _alike(new, like)
     return jax.device_put(new, like.sharding) if like.committed else new
+
+
+def _alike(new: jax.Array, like: jax.Array) -> jax.Array:
+    try:
+        from jax.experimental.shard_alike import shard_alike
+    except ImportError:  # gone from newer JAX, where XLA alone decides
+        return new
+    return shard_alike(like, new)[1]
 
 
 def kept_whole(leaf: Any) -> jax.Array:

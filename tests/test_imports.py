@@ -83,7 +83,7 @@ def test_importing_the_package_loads_nothing_heavy():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
     ).stdout.split()
     heavy = {"experiments", "tensorflow_datasets", "tensorflow", "rich", "matplotlib", "orbax",
-             "flax", "torch", "chex"}  # fmt: skip
+             "flax", "torch", "chex", "scipy", "sklearn", "tyro"}  # fmt: skip
     assert "jaxprune" in found
     assert not heavy & set(found)
 
