@@ -29,6 +29,7 @@ import numpy as np
 from jaxprune.quantize.bits import index_type, pack_bits, packed_bytes, unpack_bits
 
 FORMS = ("dense", "bitmask", "csr", "relative")
+"""How the places of a leaf's entries that are not 0 may be written."""
 _WIDEST_GAP = 16
 
 Shape = tuple[int, ...]

@@ -8,6 +8,7 @@ import pytest
 
 import jaxprune as jp
 from tests import pages
+from tests.transforms.fresh import run_module
 
 DOCS = Path(__file__).parents[2] / "docs"
 LONG = (
@@ -50,6 +51,12 @@ def test_the_blocks_of_a_page_run_and_print_what_it_shows(name, namespaces):
     _, shown = run(name, namespaces)
     for expected, printed in shown:
         assert pages.agree(expected, printed), f"{name} shows\n{expected}\nand prints\n{printed}"
+
+
+@pytest.mark.slow
+def test_the_page_of_several_devices_is_true_on_eight():
+    path = DOCS / "howto" / "devices.md"
+    assert run_module("tests.pages", str(path), devices=8) == "as shown"
 
 
 def test_the_tutorial_ends_with_what_it_promises(namespaces):
