@@ -143,8 +143,8 @@ def ranked(draw):
 
 
 def patterned(draw):
-    some = [(2, 4), (1, 3)]
-    n, m = draw.one([*some, (1, 2), (1, 4), (3, 4), (4, 4)] if draw.wide else some)
+    some = [(1, 4), (1, 3)]
+    n, m = draw.one([*some, (1, 2), (2, 4), (3, 4), (4, 4)] if draw.wide else some)
     axis = draw.one([-2, -1, 0])
     specs = float_specs(draw) if draw.wide else ALIGNED
     tree, all_names = scored(draw, specs)
