@@ -79,7 +79,8 @@ def sha256(data: Any) -> str | None:
     """A hash of an array's bytes; None where this process does not hold it whole."""
     if not getattr(data, "is_fully_addressable", True):
         return None
-    return hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest()
+    flat = np.ascontiguousarray(data).reshape(-1)  # a view of what is contiguous: no copy
+    return hashlib.sha256(flat.view(np.uint8)).hexdigest()
 
 
 def check_leaf(name: str, leaf: Any) -> None:
