@@ -15,6 +15,7 @@ from jaxprune.trees import check_sparsity
 from jaxprune.types import (
     Batch,
     FineTune,
+    Formed,
     Mask,
     Params,
     Pruned,
@@ -69,7 +70,7 @@ def one_shot(saliency: ScoreFunction, select: Selection) -> Pruner:
         old = trees.full_mask(params) if mask is None else mask
         if mask is not None:
             params = trees.apply_mask(params, mask)
-        shown, bad = candidates(select, params, saliency(params, batch), old)
+        shown, bad = candidates(select, params, scores_of(saliency, select, params, batch), mask)
         new = select.choose(params, shown, sparsity)
         if bad is not None:
             new = jax.tree.map(lambda n, o: jnp.where(bad == 0, n, o), new, old)
@@ -118,6 +119,15 @@ def _prune_units(
     return Pruned(trees.apply_mask(params, new), new, info)
 
 
+def scores_of(saliency: ScoreFunction, select: Selection, params: Params, batch: Batch) -> Scores:
+    """A saliency's scores; inside jit formed as they are read, where both sides can do that."""
+    entry = getattr(saliency, "entry", None)
+    if entry is None or not select.takes_formed or not trees.is_traced(params):
+        return saliency(params, batch)
+    form = lambda leaf: Formed((jnp.asarray(leaf),), entry, trees.score_dtype(leaf))
+    return jax.tree.map(form, params)
+
+
 def candidates(
     select: Selection, params: Params, scores: Scores, mask: Mask | None
 ) -> tuple[Scores, jax.Array | None]:
@@ -164,12 +174,12 @@ def bad_scores(scores: Scores, flags: list[bool]) -> jax.Array | None:
     """
     leaves = trees.select_leaves(scores, flags)
     names = [name for flag, name in zip(flags, trees.paths(scores), strict=True) if flag]
-    found = _not_finite(leaves)
+    found = _not_finite([leaf.read() if isinstance(leaf, Formed) else leaf for leaf in leaves])
     if trees.is_traced(found):
         return sum((bad.astype(jnp.int32) for bad in found), jnp.int32(0))
     for name, leaf, bad in zip(names, leaves, found, strict=True):
         if bad:
-            kind = "NaN or infinite" if np.isnan(leaf).any() else "infinite"
+            kind = "NaN or infinite" if jnp.isnan(leaf).any() else "infinite"
             raise ValueError(
                 f"The score of {trees.label(name)} is {kind} at {int(bad)} of {np.size(leaf)} "
                 "entries. Check the loss and the parameters for NaN; if this saliency cannot "
@@ -186,12 +196,19 @@ def _not_finite(leaves: list[jax.Array]) -> list[jax.Array]:
 def hide_pruned(scores: Scores, mask: Mask, flags: list[bool]) -> Scores:
     """Scores with `-inf` where the mask is False, so that a selection never keeps it."""
     hidden = [
-        jnp.where(m, s, -jnp.inf)
+        _hidden(m, s)
         for m, s in zip(
             trees.select_leaves(mask, flags), trees.select_leaves(scores, flags), strict=True
         )
     ]
     return trees.replace_leaves(scores, flags, hidden)
+
+
+def _hidden(kept: Any, scores: Any) -> Any:
+    if not isinstance(scores, Formed):
+        return jnp.where(kept, scores, -jnp.inf)
+    form = lambda *parts: jnp.where(parts[-1], scores.form(*parts[:-1]), -jnp.inf)
+    return Formed((*scores.arrays, kept), form, scores.dtype)
 
 
 def iterative(

@@ -72,14 +72,46 @@ class Saliency:
     Attributes:
       measure: `(params, batch) -> Stats`.
       score: `(params, stats) -> Scores`.
+      entry: where an entry's score depends on that entry alone, the function `leaf -> scores`: a
+        Pruner inside jit then need not keep the scores, see `Formed`. Otherwise None.
     """
 
     measure: Callable[[Params, Batch], Stats]
     score: Callable[[Params, Stats], Scores]
+    entry: Callable[[Any], jax.Array] | None = None
 
     def __call__(self, params: Params, batch: Batch = None) -> Scores:
         """`score(params, measure(params, batch))`."""
         return self.score(params, self.measure(params, batch))
+
+
+@dataclass(frozen=True)
+class Formed:
+    """The scores of one leaf, formed anew each time they are read, so that none are ever kept.
+
+    In a tree it is a leaf. It lives inside one trace: no jitted function takes it as an argument.
+
+    Attributes:
+      arrays: what they are formed from, arrays of the leaf's shape.
+      form: `(*arrays) -> scores`, entry by entry.
+      dtype: of the scores.
+    """
+
+    arrays: tuple[Any, ...]
+    form: Callable[..., jax.Array]
+    dtype: Any
+
+    shape = property(lambda self: self.arrays[0].shape)
+    ndim = property(lambda self: self.arrays[0].ndim)
+    size = property(lambda self: self.arrays[0].size)
+
+    def read(self) -> jax.Array:
+        """The scores."""
+        return self.form(*self.arrays).astype(self.dtype)
+
+    def astype(self, dtype: Any) -> Formed:
+        """The same in another dtype."""
+        return Formed(self.arrays, self.form, dtype)
 
 
 ScoreFunction = Saliency | Callable[[Params, Batch], Scores]
@@ -99,6 +131,7 @@ class Selection:
         and a pruned entry of one part may change places. -1 where nothing is pruned. None where
         entries do not compete one by one.
       fixed: the only sparsity it can reach, of a pattern such as N:M; otherwise None.
+      takes_formed: `choose` also takes scores that are formed as they are read, see `Formed`.
     """
 
     prunable: Predicate
@@ -107,6 +140,7 @@ class Selection:
     read: Callable[[Scores], Any] | None = None
     parts: Callable[[Params], PyTree] | None = None
     fixed: float | None = None
+    takes_formed: bool = False
 
     def __call__(self, params: Params, scores: Scores, *, sparsity: Any = None) -> Mask:
         """The mask; `sparsity` may be traced, and None where the pattern itself fixes it."""

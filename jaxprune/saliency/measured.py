@@ -31,13 +31,15 @@ def from_means(
     return Saliency(measure, jax.jit(score_sums))
 
 
-def without_data(score: Callable[[Params], Scores]) -> Saliency:
+def without_data(
+    score: Callable[[Params], Scores], entry: Callable[[Any], jax.Array] | None = None
+) -> Saliency:
     """A saliency that looks at the parameters alone; its batch may be None."""
 
     def measure(params: Params, batch: Batch) -> Stats:
         return Stats(jnp.int32(0), ())
 
-    return Saliency(measure, jax.jit(lambda params, stats: score(params)))
+    return Saliency(measure, jax.jit(lambda params, stats: score(params)), entry)
 
 
 def add(first: Stats, second: Stats) -> Stats:

@@ -33,7 +33,7 @@ def magnitude() -> Saliency:
       >>> magnitude()({"kernel": jnp.array([[1.0, -2.0]])})["kernel"]
       Array([[1., 2.]], dtype=float32)
     """
-    return without_data(lambda params: jax.tree.map(_size, params))
+    return without_data(lambda params: jax.tree.map(_size, params), _size)
 
 
 def lamp() -> Saliency:

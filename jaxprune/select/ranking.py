@@ -14,7 +14,7 @@ import numpy as np
 from jaxprune import trees
 from jaxprune.select import counts, threshold
 from jaxprune.select.competing import along, number_parts
-from jaxprune.types import Mask, Params, Predicate, Scores, Selection
+from jaxprune.types import Formed, Mask, Params, Predicate, Scores, Selection
 
 Scope = Literal["global", "layer", "output", "erk"]
 SCOPES = ("global", "layer", "output", "erk")
@@ -77,7 +77,7 @@ def lowest(
         at = lambda name: output_axis if isinstance(output_axis, int) else output_axis.get(name, -1)
         return number_parts(params, prunable, lambda name, leaf: along(leaf, at(name)))
 
-    return Selection(prunable, choose, parts=parts)
+    return Selection(prunable, choose, parts=parts, takes_formed=True)
 
 
 def choose_leaves(
@@ -90,8 +90,8 @@ def choose_leaves(
     flags = trees.prunable_flags(params, prunable)
     trees.check_like(params, scores, "scores")
     names = [name for flag, name in zip(flags, trees.paths(params), strict=True) if flag]
-    leaves = [
-        jnp.asarray(leaf).astype(trees.score_dtype(leaf))
+    leaves: list[Any] = [
+        leaf if isinstance(leaf, Formed) else jnp.asarray(leaf).astype(trees.score_dtype(leaf))
         for leaf in trees.select_leaves(scores, flags)
     ]
     _check_numbers(names, leaves)
@@ -101,6 +101,8 @@ def choose_leaves(
 
 def _check_numbers(names: list[str], scores: list[jax.Array]) -> None:
     """Outside jit, NaN has no place in an order, and is an error."""
+    if any(isinstance(leaf, Formed) for leaf in scores):
+        return  # they are formed inside jit alone
     found = _nan_counts(scores)
     for name, leaf, nan in zip(names, scores, found, strict=True):
         if not trees.is_traced(nan) and nan:
@@ -142,18 +144,20 @@ def rank_leaves(
     output_axis: int | Mapping[str, int],
 ) -> list[jax.Array]:
     """The masks of the prunable leaves, given their scores."""
+    formed = any(isinstance(leaf, Formed) for leaf in scores)
     sizes = [leaf.size for leaf in scores]
     limits = [n - min(floor, n) for n in sizes]  # at most so many of a leaf may go
     if scope == "global":
         goes = counts.pruned_count(_required(sparsity), sum(sizes))
-        gone = [_gone(leaf, tuple(range(leaf.ndim))) for leaf in scores]
+        gone = [_gone(threshold.read(leaf)[0], tuple(range(leaf.ndim))) for leaf in scores]
         # What is pruned already cannot be protected.
         most = [jnp.maximum(limit, g) for limit, g in zip(limits, gone, strict=True)]
         if not trees.is_traced(goes):
             limit = sum(limits) if trees.is_traced(most) else sum(int(m) for m in most)
             _check_global(goes, sum(sizes), limit, floor, len(sizes))
             _check_reached("the tree", sum(gone), goes)
-        return _global(scores, jnp.asarray(goes, trees.count_dtype(sum(sizes))), most)
+        run = _one_ranking if formed else _global
+        return run(scores, jnp.asarray(goes, trees.count_dtype(sum(sizes))), most)
     at = lambda name: output_axis if isinstance(output_axis, int) else output_axis.get(name, -1)
     axes = [_part_axes(leaf, scope, at(n)) for n, leaf in zip(names, scores, strict=True)]
     parts = [math.prod(leaf.shape[a] for a in ax) for leaf, ax in zip(scores, axes, strict=True)]
@@ -162,11 +166,11 @@ def rank_leaves(
     if not trees.is_traced(goes):
         _check_parts(names, goes, parts, sizes, floor)
         for name, leaf, ax, k in zip(names, scores, axes, goes, strict=True):
-            _check_reached(trees.label(name), _gone(leaf, ax), k)
+            _check_reached(trees.label(name), _gone(threshold.read(leaf)[0], ax), k)
     # A floor inside jit: no error can be raised there, so a part gives up at most what it may.
     caps = [part - _part_floor(floor, part, n) for part, n in zip(parts, sizes, strict=True)]
     goes = [jnp.minimum(jnp.asarray(k), m) for k, m in zip(goes, caps, strict=True)]
-    return _by_parts(scores, goes, tuple(axes))
+    return (_each_part if formed else _by_parts)(scores, goes, tuple(axes))
 
 
 def _part_floor(floor: int, part: int, size: int) -> int:
@@ -259,17 +263,18 @@ def _gone(leaf: jax.Array, axes: threshold.Axes) -> jax.Array:
     return jnp.max(trees.totals([leaf == -jnp.inf], axes)[0], initial=0)
 
 
-@jax.jit(static_argnums=2)
-def _by_parts(
-    scores: list[jax.Array], goes: list[jax.Array], axes: tuple[threshold.Axes, ...]
+def _each_part(
+    scores: list[Any], goes: list[jax.Array], axes: tuple[threshold.Axes, ...]
 ) -> list[jax.Array]:
     return [
         threshold.keep_largest(leaf, k, ax) for leaf, k, ax in zip(scores, goes, axes, strict=True)
     ]
 
 
-@jax.jit
-def _global(scores: list[jax.Array], goes: jax.Array, limits: list[jax.Array]) -> list[jax.Array]:
+_by_parts = jax.jit(_each_part, static_argnums=2)
+
+
+def _one_ranking(scores: list[Any], goes: jax.Array, limits: list[jax.Array]) -> list[jax.Array]:
     """One ranking over all leaves, in which leaf i gives up at most `limits[i]` entries.
 
     A leaf's best entries are protected, so it has `min(entries below v, limit)` entries to give
@@ -310,8 +315,11 @@ def _global(scores: list[jax.Array], goes: jax.Array, limits: list[jax.Array]) -
     return [next(found_masks) if leaf.size else jnp.ones(leaf.shape, bool) for leaf in scores]
 
 
+_global = jax.jit(_one_ranking)
+
+
 def _leaf_bound(
-    leaf: jax.Array,
+    leaf: threshold.Scores,
     limit: jax.Array,
     axes: threshold.Axes,
     value: jax.Array,

@@ -23,10 +23,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune.trees import count_dtype, totals
+from jaxprune.types import Formed
 
 _DIGIT = 2  # bits decided in one pass over the scores; 4 is slower, 1 is far slower
 
 Axes = tuple[int, ...]
+Scores = jax.Array | Formed
 
 
 class Bound(NamedTuple):
@@ -54,13 +56,28 @@ def _float_of(key: jax.Array, dtype: Any) -> jax.Array:
     return lax.bitcast_convert_type(jnp.where(ordered < 0, (-ordered) | lowest, ordered), dtype)
 
 
-def below(scores: jax.Array, pivots: Sequence[jax.Array], axes: Axes) -> list[jax.Array]:
+def read(scores: Scores, *tied: jax.Array) -> tuple[jax.Array, ...]:
+    """The scores and what is compared with them.
+
+    Scores to be formed are tied to what they are compared with, or XLA would form them before the
+    loop over the pivots and keep them.
+    """
+    if not isinstance(scores, Formed):
+        return (scores, *tied)
+    n = len(scores.arrays)
+    held = lax.optimization_barrier((*scores.arrays, *tied))
+    return (scores.form(*held[:n]).astype(scores.dtype), *held[n:])
+
+
+def below(scores: Scores, pivots: Sequence[jax.Array], axes: Axes) -> list[jax.Array]:
     """How many entries lie strictly below each pivot, over `axes`, in one pass."""
+    scores, *pivots = read(scores, *pivots)
     return totals([scores < p for p in pivots], axes)
 
 
-def around(scores: jax.Array, value: jax.Array, axes: Axes) -> list[jax.Array]:
+def around(scores: Scores, value: jax.Array, axes: Axes) -> list[jax.Array]:
     """How many entries lie strictly below a value, and how many equal it, in one pass."""
+    scores, value = read(scores, value)
     return totals([scores < value, scores == value], axes)
 
 
@@ -151,7 +168,7 @@ def position(shape: tuple[int, ...], axes: Axes, one: Any = 1) -> jax.Array:
 
 
 def _cut_ties(
-    scores: jax.Array, value: jax.Array, goes: jax.Array, ties: jax.Array, axes: Axes
+    scores: Scores, value: jax.Array, goes: jax.Array, ties: jax.Array, axes: Axes
 ) -> jax.Array:
     """The position below which `goes` of the `ties` entries equal to `value` lie, per part."""
     size = math.prod(scores.shape[a] for a in axes)
@@ -163,7 +180,8 @@ def _cut_ties(
             # Tied to the pivots, or XLA would take both arrays out of the loop and keep them.
             v, one, *pivots = lax.optimization_barrier((value, unsigned(1), *pivots))
             where = position(scores.shape, axes, one)
-            return totals([(scores == v) & (where < p) for p in pivots], axes)
+            entries, v, *pivots = read(scores, v, *pivots)
+            return totals([(entries == v) & (where < p) for p in pivots], axes)
 
         return _bit_search(counts, goes, unsigned, size.bit_length()).astype(goes.dtype)
 
@@ -175,7 +193,7 @@ def _cut_ties(
 
 
 def bound_at(
-    scores: jax.Array, value: jax.Array, goes: jax.Array, ties: jax.Array, axes: Axes
+    scores: Scores, value: jax.Array, goes: jax.Array, ties: jax.Array, axes: Axes
 ) -> Bound:
     """The bound that prunes what is below `value` and `goes` of the `ties` entries equal to it.
 
@@ -185,7 +203,7 @@ def bound_at(
     return Bound(value, jnp.where(value == -jnp.inf, jnp.iinfo(index.dtype).max, index))
 
 
-def bound_of(scores: jax.Array, pruned: jax.Array, axes: Axes) -> Bound:
+def bound_of(scores: Scores, pruned: jax.Array, axes: Axes) -> Bound:
     """The bound that prunes the `pruned` smallest entries of each part.
 
     Args:
@@ -198,13 +216,14 @@ def bound_of(scores: jax.Array, pruned: jax.Array, axes: Axes) -> Bound:
     return bound_at(scores, value, pruned.astype(lower.dtype) - lower, ties, axes)
 
 
-def keep_from(scores: jax.Array, bound: Bound, axes: Axes) -> jax.Array:
+def keep_from(scores: Scores, bound: Bound, axes: Axes) -> jax.Array:
     """The bool mask of the entries at or above a bound; one fused pass."""
     where = position(scores.shape, axes)
+    (scores,) = read(scores)
     return (scores > bound.value) | ((scores == bound.value) & (where >= bound.index))
 
 
-def keep_largest(scores: jax.Array, pruned: jax.Array, axes: Axes | None = None) -> jax.Array:
+def keep_largest(scores: Scores, pruned: jax.Array, axes: Axes | None = None) -> jax.Array:
     """Mask of what is left when the `pruned` smallest of each part go; ties go by position.
 
     Args:

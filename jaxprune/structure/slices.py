@@ -44,8 +44,8 @@ def _on_mesh(leaf: Any) -> NamedSharding | None:
     """Where a concrete array lies on a mesh of several devices, or None."""
     if not isinstance(leaf, jax.Array) or trees.is_traced(leaf):
         return None
-    known = isinstance(leaf.sharding, NamedSharding) and leaf.sharding.num_devices > 1
-    return leaf.sharding if known else None
+    sharding = leaf.sharding
+    return sharding if isinstance(sharding, NamedSharding) and sharding.num_devices > 1 else None
 
 
 def _take_sharded(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import trees
-from jaxprune.prune import candidates, check_prunable
+from jaxprune.prune import candidates, check_prunable, scores_of
 from jaxprune.transforms.mask_state import (
     MaskState,
     initial_state,
@@ -121,7 +121,7 @@ def mask_updater(
         target = jnp.asarray(schedule(state.step), jnp.float32)
 
         def redraw(mask: Mask) -> tuple[Mask, jax.Array]:
-            scores = saliency(params, batch)
+            scores = scores_of(saliency, select, params, batch)
             shown, bad = candidates(select, params, scores, None if revive else mask)
             drawn = select.choose(params, shown, target)
             ok = jnp.bool_(True) if bad is None else bad == 0
