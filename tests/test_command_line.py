@@ -324,6 +324,18 @@ def test_a_file_that_goes_missing_or_is_altered_is_damage_or_changes_nothing(tmp
     assert told(capsys, tmp_path) == whole
 
 
+def test_an_array_with_other_bytes_than_were_saved_is_damage(tmp_path, capsys):
+    with_jaxprune(tmp_path, {"v": jnp.zeros(2), "w": jnp.ones(2)})
+    path = tmp_path / "3" / "leaves" / "metadata"
+    described = json.loads(path.read_text())
+    shape, dtype, digest = described["w"]
+    path.write_text(json.dumps(described | {"w": [shape, dtype, digest[::-1]]}))
+    assert "leaf 'w' has other bytes" in refused(capsys, tmp_path)
+    assert in_json(capsys, tmp_path, "--only", "v")["totals"]["nonzeros"] == 0
+    path.write_text(json.dumps({n: about[:2] for n, about in described.items()}))  # version 0.1
+    assert in_json(capsys, tmp_path)["totals"]["nonzeros"] == 2
+
+
 def test_a_pattern_that_matches_nothing_is_an_error_that_names_leaves(tmp_path, capsys):
     with_jaxprune(tmp_path, [jnp.ones(1) for _ in range(11)])
     error = refused(capsys, tmp_path, "--only", "params/*")
