@@ -5,6 +5,9 @@ into a mask, a Pruner does both, Optax transformations keep the mask inside a ji
 `shrink` removes units for real, and a report says what was done.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from jaxprune import (
     checkpoint,
     coupling,
@@ -15,7 +18,6 @@ from jaxprune import (
     schedule,
     select,
     structure,
-    surgeon,
     transforms,
     trees,
     types,
@@ -38,6 +40,9 @@ from jaxprune.transforms import (
 )
 from jaxprune.trees import apply_mask
 from jaxprune.types import Diagonal, Pruned, Pruner, Saliency, Selection, Stats
+
+if TYPE_CHECKING:
+    from jaxprune import surgeon
 
 __version__ = "0.1.0"
 
@@ -82,3 +87,10 @@ __all__ = [
     "types",
     "with_mask",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The surgeons are imported at first use: they are a quarter of the package's import time."""
+    if name == "surgeon":
+        return importlib.import_module("jaxprune.surgeon")
+    raise AttributeError(f"module 'jaxprune' has no attribute {name!r}")

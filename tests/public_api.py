@@ -60,12 +60,11 @@ def public_api():
     """All lines, by module."""
     import jaxprune
 
-    modules = {n: v for n, v in vars(jaxprune).items() if isinstance(v, ModuleType)}
     found = []
     for name in sorted(jaxprune.__all__):
         value = getattr(jaxprune, name)
         found += lines_of(f"jaxprune.{name}", value)
-        if name in modules:
+        if isinstance(value, ModuleType):
             for inner in sorted(public_names(value)):
                 found += lines_of(f"jaxprune.{name}.{inner}", getattr(value, inner))
     return found

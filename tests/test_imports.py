@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import jaxprune
 
 ROOT = pathlib.Path(jaxprune.__file__).parent
@@ -78,7 +80,8 @@ def test_the_core_knows_no_framework_no_data_and_no_experiments():
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    code = "import sys, jaxprune; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    code = "import sys, jaxprune; print(*sorted({m.split('.')[0] for m in sys.modules})); "
+    code += "assert 'jaxprune.surgeon' not in sys.modules; jaxprune.surgeon.joint_surgeon"
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
     ).stdout.split()
@@ -86,6 +89,11 @@ def test_importing_the_package_loads_nothing_heavy():
              "flax", "torch", "chex", "scipy", "sklearn", "tyro"}  # fmt: skip
     assert "jaxprune" in found
     assert not heavy & set(found)
+
+
+def test_the_front_has_only_its_own_names():
+    with pytest.raises(AttributeError, match="module 'jaxprune' has no attribute 'nothing'"):
+        jaxprune.nothing  # noqa: B018
 
 
 def test_no_module_shares_the_name_of_a_public_function():
