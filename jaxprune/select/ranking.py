@@ -90,9 +90,16 @@ def choose_leaves(
     flags = trees.prunable_flags(params, prunable)
     trees.check_like(params, scores, "scores")
     names = [name for flag, name in zip(flags, trees.paths(params), strict=True) if flag]
+    given = trees.select_leaves(scores, flags)
+    for name, leaf in zip(names, given, strict=True):
+        if jnp.issubdtype(trees.dtype_of(leaf), jnp.complexfloating):
+            raise TypeError(
+                f"The score of {trees.label(name)} is {trees.dtype_of(leaf)}, and complex numbers "
+                "have no order. Score by a real number, such as the magnitude."
+            )
     leaves: list[Any] = [
         leaf if isinstance(leaf, Formed) else jnp.asarray(leaf).astype(trees.score_dtype(leaf))
-        for leaf in trees.select_leaves(scores, flags)
+        for leaf in given
     ]
     _check_numbers(names, leaves)
     masks = decide(names, leaves)

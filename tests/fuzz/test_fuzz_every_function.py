@@ -28,8 +28,8 @@ DRAWS = "writes a picture: tests/reporting/test_plots.py"
 COUNTS = "reads a jaxpr, not a tree: tests/reporting/test_flops.py"
 NOT_FUZZED = {
     "Coupling Diagonal Pruned Pruner Saliency Selection Stats": DATA,
-    "types.Apply types.Diagonal types.GradientMoments types.LayerMoments types.Loss": DATA,
-    "types.Pruned types.Pruner types.Saliency types.Selection types.Stats": DATA,
+    "types.Apply types.Diagonal types.Formed types.GradientMoments types.LayerMoments": DATA,
+    "types.Loss types.Pruned types.Pruner types.Saliency types.Selection types.Stats": DATA,
     "coupling.Coupling coupling.Group coupling.Member": DATA,
     "curvature.FactoredFisher curvature.Likelihood surgeon.Effort surgeon.LocalModel": DATA,
     "quantize.Codebook quantize.Grid quantize.LeafBytes quantize.Plain quantize.Quantized": DATA,

@@ -300,7 +300,7 @@ CURVATURES = {f"curvature.{name}": Row(diagonal(name), fast=2, slow=60) for name
     "curvature.gradient_moments": Row(gradient_moments, fast=2, slow=60),
     "curvature.hvp": Row(products, fast=2, slow=60),
     "curvature.gauss_newton_vp": Row(products, fast=2, slow=60),
-    "curvature.factored_fisher": Row(factored, fast=1, slow=60),
+    "curvature.factored_fisher": Row(factored, fast=0, slow=60),
     "curvature.sketched_gauss_newton": Row(sketched, fast=2, slow=60),
     "curvature.layer_moments": Row(layers, fast=2, slow=60),
     "curvature.hutchinson_diagonal": Row(probed, fast=1, slow=60),

@@ -28,6 +28,7 @@ from tests.fuzz.drawing import (
 )
 
 MAGNITUDE = jp.saliency.magnitude()
+TWO = (((3, 4), "float32"), ((4,), "float32"))
 BY_RANK = jp.select.lowest(prunable=is_floating)
 BY_LEAF = jp.select.lowest("layer", prunable=is_floating, floor=0)
 
@@ -42,10 +43,11 @@ def plain(params, batch):
     return jax.tree.map(size, params)
 
 
-def weights(draw, others=True):
+def weights(draw):
     """A tree of weights, with leaves that are none among them; their names."""
-    leaves = [jnp.asarray(floats(draw, *spec)) for spec in float_specs(draw)]
-    if others and draw.yes():
+    specs = float_specs(draw) if draw.wide else FEW[0]
+    leaves = [jnp.asarray(floats(draw, *spec)) for spec in specs]
+    if draw.yes():
         leaves.append(another_leaf(draw))
     return nested(draw, leaves)
 
@@ -169,16 +171,16 @@ def tickets(draw):
 
 def training(draw, few=3):
     """Float weights in a tree, and gradients of them: leaves of a shape that compiled before."""
-    specs = [(shape, "float32") for shape, _ in float_specs(draw)] if draw.wide else FEW[0]
+    specs = [(shape, "float32") for shape, _ in float_specs(draw)] if draw.wide else TWO
     leaves = [jnp.asarray(floats(draw, *spec, "ties")) for spec in specs]
-    tree, names = nested(draw, leaves) if draw.wide else ({"a": leaves, "b": None}, None)
+    tree = nested(draw, leaves)[0] if draw.wide else {"a": leaves, "b": None}
     gradients = [
         same_tree(
             tree, [jnp.asarray(floats(draw, *s, draw.one(["ties", "normal"]))) for s in specs]
         )
         for _ in range(few)
     ]
-    return tree, gradients, names
+    return tree, gradients
 
 
 def stepped(tx, tree, gradients, update=None):
@@ -191,13 +193,9 @@ def stepped(tx, tree, gradients, update=None):
         yield tree, state
 
 
-def sgd(w, g):
-    return w + np.float32(-0.5) * g
-
-
 def frozen(draw):
     """Kept weights take plain steps, pruned ones are 0, whatever momentum says."""
-    tree, gradients, _ = training(draw)
+    tree, gradients = training(draw)
     mask = random_mask(draw, tree)
     tx = optax.chain(optax.sgd(0.5), jp.freeze_pruned(mask))
     expected = [np.asarray(w) for w in jax.tree.leaves(tree)]
@@ -205,7 +203,7 @@ def frozen(draw):
     *_, (found, state) = stepped(tx, tree, gradients)
     for gradient in gradients:
         pairs = zip(expected, jax.tree.leaves(gradient), keep, strict=True)
-        expected = [np.where(m, sgd(w, np.asarray(g)), np.float32(0)) for w, g, m in pairs]
+        expected = [np.where(m, w - np.float32(0.5) * g, np.float32(0)) for w, g, m in pairs]
     for a, b in zip(jax.tree.leaves(found), expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
     for a, m in zip(jax.tree.leaves(found), keep, strict=True):
@@ -223,7 +221,7 @@ def frozen(draw):
 
 def frozen_at_random(draw):
     """Exactly `round(sparsity n)` of each leaf go, where the key says, and stay."""
-    tree, gradients, _ = training(draw, 1)
+    tree, gradients = training(draw, 1)
     share, key = draw.number(0, 99) / 100, jax.random.key(draw.number(0, 9))
     tx = jp.transforms.freeze_random(key, share, BY_LEAF)
     *_, (found, state) = stepped(tx, tree, gradients)
@@ -243,7 +241,7 @@ GRADUAL_UPDATE = jax.jit(GRADUAL.update)
 
 def gradual(draw):
     """At steps 0, 2, .. what is left is ranked anew; nothing that is pruned comes back."""
-    tree, gradients, _ = training(draw, 6)
+    tree, gradients = training(draw, 6)
     n = sum(x.size for x in prunable(tree))
     most = sum(max(x.size - 1, 0) for x in prunable(tree))
     mask = [np.ones(x.shape, bool) for x in prunable(tree)]
@@ -270,7 +268,7 @@ THROUGH_UPDATE = jax.jit(THROUGH.update)
 
 def through(draw):
     """The parameters in hand are masked dense ones, which take every step."""
-    tree, gradients, _ = training(draw)
+    tree, gradients = training(draw)
     dense = prunable(tree)
     n, most = sum(x.size for x in dense), sum(max(x.size - 1, 0) for x in dense)
     states = stepped(THROUGH, tree, gradients, THROUGH_UPDATE)
@@ -285,7 +283,7 @@ def through(draw):
 
 def moved(draw):
     """Counts never change; what grows is of the largest gradients; pruned stays 0."""
-    tree, gradients, _ = training(draw, 5)
+    tree, gradients = training(draw, 5)
     mask = random_mask(draw, tree)
     tx = jp.regrow(optax.sgd(0.5), mask=mask, every=2, stop=9, fraction=lambda t: 0.5,
                    prunable=is_floating)  # fmt: skip
@@ -312,7 +310,7 @@ def moved(draw):
 
 def renewed(draw):
     """Moments of the chosen entries start again, the others stay, bit for bit."""
-    tree, gradients, _ = training(draw, 1)
+    tree, gradients = training(draw, 1)
     tx = optax.adam(0.1)
     *_, (_, state) = stepped(tx, tree, gradients)
     chosen = random_mask(draw, tree)

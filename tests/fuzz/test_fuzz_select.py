@@ -196,7 +196,7 @@ def _pooled(s, rows, columns):
 
 def nonsense(draw):
     """NaN scores, leaves without numbers, other trees, wrong sparsities: named, never guessed."""
-    specs = [((4, 4), "float32"), ((2, 3), draw.one(["float32", "bfloat16"]))]
+    specs = [((4, 4), "float32"), ((2, 3), "float32")]
     leaves = [jnp.asarray(floats(draw, *spec)) for spec in specs]
     tree, names = nested(draw, leaves)
     make = draw.one([select.lowest, lambda **o: select.n_of_m(1, 1, axis=-1, **o),
@@ -212,9 +212,10 @@ def nonsense(draw):
     other, names = nested(draw, [*leaves, another_leaf(draw)])
     with pytest.raises(TypeError) as caught:
         make(prunable=lambda *_: True)(other, other, sparsity=0.0)
-    assert f"Cannot prune {jp.trees.label(names[-1])}" in str(caught.value) or "complex" in str(
-        jax.tree.leaves(other)[-1].dtype
-    )
+    name = jp.trees.label(names[-1])
+    is_complex = jnp.iscomplexobj(jax.tree.leaves(other)[-1])
+    told = f"The score of {name} is complex64" if is_complex else f"Cannot prune {name}"
+    assert told in str(caught.value)
     for wrong in (1.0, -0.1, np.float32(np.nan), 7):
         with pytest.raises(ValueError, match="must lie in"):
             chosen(tree, tree, sparsity=wrong)
@@ -240,8 +241,8 @@ LAWS = {
     "select.n_of_m": Row(patterned, fast=15),
     "select.blocks": Row(blocked, fast=12),
 }
-REFUSALS = Row(nonsense, fast=6)
-INSIDE_JIT = Row(jitted, fast=1, slow=300)
+REFUSALS = Row(nonsense, fast=8)
+INSIDE_JIT = Row(jitted, fast=0, slow=300)
 
 
 @each({**LAWS, "refusals": REFUSALS, "inside jit": INSIDE_JIT})

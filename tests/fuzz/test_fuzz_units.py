@@ -17,9 +17,9 @@ saliency, structure, coupling_of = jp.saliency, jp.structure, jp.coupling
 
 
 class Units(Net):
-    """A network and its coupling: one group, the hidden units."""
+    """A network and its coupling: one group, the hidden units. One alone is never removable."""
 
-    def __init__(self, draw, kind=None, least=1):
+    def __init__(self, draw, kind=None, least=2):
         while True:
             super().__init__(draw, kind)
             if self.leaves[1].size >= least:
