@@ -81,6 +81,7 @@ def test_a_call_that_does_three_times_the_work_takes_three_times_as_long():
         ("gradual", "MobileNetV1"),
         ("removing", "WRN-10-1"),
         ("whole_step", "WRN-10-1"),
+        ("import_time", "garbage"),
         ("middles", "WRN-10-1"),
         ("gpu", "WoodFisher"),
         ("peers", "peer's time"),  # without the extra `bench` it has no rows
