@@ -117,4 +117,6 @@ def _output_axis(site: Site) -> list[int]:
         numbers = jax.lax.broadcasted_iota(jnp.float32, shape, place)
         numbered = np.asarray(algebra.weight_of(site, numbers))
     varying = [a for a in range(numbered.ndim) if np.ptp(numbered, axis=a).any()]
+    if shape[place] == 1:  # one output holds all entries, along whichever axis of length 1
+        varying = [a for a in range(numbered.ndim) if numbered.shape[a] == 1]
     return varying[-1:]

@@ -69,6 +69,9 @@ def scorer(name, kind):
 
 
 def scores_of(name):
+    # Of the spread half the digits cancel in `mean(x^2) - mean(x)^2`.
+    tolerance = 1e-3 if name == "optimal_brain_damage_sd" else 1e-4
+
     def law(draw):
         net = Net(draw)
         if net.near_a_kink:
@@ -76,7 +79,7 @@ def scores_of(name):
         made, jitted = scorer(name, net.kind)
         found = jitted(net.tree, net.batch)
         assert jax.tree.structure(found) == jax.tree.structure(net.tree)
-        close(flat(found), OF[name][1](net))
+        close(flat(found), OF[name][1](net), tolerance)
         n = len(net.batch[0])
         if draw.wide and n > 1 and OF[name][0] is not OF["lamp"][0]:
             cut = draw.number(1, n - 1)
@@ -131,6 +134,9 @@ def by_inputs(draw):
     assert np.isnan(c).all()
     axes = saliency.output_axes(net.apply, net.tree, net.batch[0])
     assert axes == {net.names[0]: 1, net.names[2]: 1}
+    # [out, in], where one output is along an axis that is not the last.
+    w = jnp.ones((draw.number(1, 3), 4))
+    assert saliency.output_axes(lambda w, x: x @ w.T, w, jnp.ones((1, 4))) == {"": 0}
 
 
 SALIENCIES = {f"saliency.{name}": Row(scores_of(name), fast=2, slow=60) for name in OF} | {

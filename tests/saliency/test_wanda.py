@@ -22,6 +22,7 @@ def _grouped(w, x):
 LAYERS = {  # (layer, shape of the weight, shape of the inputs, output axis)
     "dense": (lambda w, x: x @ w, (3, 4), (N, 3), 1),
     "transposed": (lambda w, x: x @ w.T, (4, 3), (N, 3), 0),
+    "transposed, one output": (lambda w, x: x @ w.T, (1, 3), (N, 3), 0),
     "tokens": (lambda w, x: x @ w, (3, 4), (N, 6, 3), 1),
     "two axes in": (lambda w, x: jnp.einsum("nhk,hko->no", x, w), (2, 3, 4), (N, 2, 3), 2),
     "two axes out": (lambda w, x: jnp.einsum("nti,ihk->nthk", x, w), (3, 2, 4), (N, 5, 3), 2),
