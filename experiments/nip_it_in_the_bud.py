@@ -25,14 +25,14 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments import data, ledger
-from experiments.locking import Busy
+from experiments import ledger
 from experiments.naming import check_known, check_seeds
 from experiments.nipping import report
-from experiments.nipping.arms import Bench, Told, marks, smaller_marks, steps_to
+from experiments.nipping.arms import TRIALS, Bench, Told, marks, smaller_marks, steps_to, tuned
 from experiments.nipping.fitting import Program
 from experiments.nipping.task import COSTS, NETWORKS, Config, Problem
 from experiments.presenting import progress
+from experiments.problems import PROBLEMS
 
 WORK = Path(__file__).parent / "runs"  # checkpoints and raw results, not committed
 
@@ -118,30 +118,33 @@ def run(arguments: Arguments) -> Path:
     out = WORK / name if arguments.out is None else arguments.out
     book = ledger.Ledger(out / f"{name}.json", config)
     problem = Problem(config, arguments.data_dir)
-    failed: list[str] = []
     programs = cache(partial(Program, problem))
     with progress(total(config, problem)) as advance:
         for seed in range(config.seeds):
             bench = Bench(problem, programs, book, WORK / name, seed)
-            try:
-                run_seed(bench, lambda steps, what: advance(steps, what[:16]))
-            except FloatingPointError as found:  # ends the seed, not the comparison
-                failed.append(f"Seed {seed}: {found}")
+            run_seed(bench, lambda steps, what: advance(steps, what[:16]))
     report.measure(config, problem, book)
     report.show(config, problem, book, out / name)
-    if failed:
-        raise FloatingPointError("\n".join(failed))
+    book.check_failed()
     return book.path
 
 
 def run_seed(bench: Bench, told: Told) -> None:
-    """Every arm of a seed that is not finished."""
-    dense = bench.dense(told)
-    rate = bench.tune_rate(dense, told)
-    for signal in bench.config.signals:
-        bench.path(signal, rate, dense, told)
+    """Every arm of a seed that is not finished; what fails is recorded, and the others go on."""
+    config, dense, rate = bench.config, None, None
+    with bench.attempt("dense"):
+        dense = bench.dense(told)
+    if dense is None:
+        return
+    with bench.book.attempt(TRIALS):
+        rate = bench.tune_rate(dense, told)
+    if rate is not None:
+        for signal in config.signals:
+            with bench.attempt(tuned(signal, max(config.marks))):
+                bench.path(signal, rate, dense, told)
     for arm in bench.others():
-        bench.train(arm, told)
+        with bench.attempt(arm.name):
+            bench.train(arm, told)
 
 
 def total(config: Config, problem: Problem) -> int:
@@ -161,5 +164,5 @@ if __name__ == "__main__":
 
     try:
         run(tyro.cli(Arguments, description=__doc__))
-    except (ValueError, FloatingPointError, Busy, data.DataUnavailable) as problem:
+    except PROBLEMS as problem:
         sys.exit(f"error: {problem}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,25 +99,29 @@ class Bench:
                   for part in ("validation", "test")}  # fmt: skip
         return {**errors, "shape": list(shape)}
 
-    def train(self, arm: Scratch, told: Told) -> State | None:
+    def train(self, arm: Scratch, told: Told) -> None:
         """Train a network from new weights, unless that is done."""
-        if self.has(arm.name):
-            return None
+        if not self.has(arm.name):
+            self._trained(arm, told)
+
+    def _trained(self, arm: Scratch, told: Told) -> State:
+        """A network trained from new weights, from its last checkpoint if that is done."""
         run = self.fit(arm)
         with alone(run.folder, wait=False):
             state = run.run(lambda steps: told(steps, arm.name))
-            found = self.measured(arm.shape, variables_of(state))
-        self.book.record(self.named(arm.name), {**found, "steps": arm.steps})
+            if not self.has(arm.name):
+                found = self.measured(arm.shape, variables_of(state))
+                self.book.record(self.named(arm.name), {**found, "steps": arm.steps})
         return state
 
     def dense(self, told: Told) -> Any:
-        """The dense network's variables: trained once, then read from their checkpoint."""
+        """The dense network's variables."""
         arm = Scratch("dense", self.config.shape, self.problem.dense_steps)
-        state = self.train(arm, told)
-        if state is None:
-            run = self.fit(arm)
-            state = jp.checkpoint.restore(run.folder, jax.eval_shape(run.start))
-        return jax.tree.map(np.asarray, variables_of(state))
+        return jax.tree.map(np.asarray, variables_of(self._trained(arm, told)))
+
+    def attempt(self, name: str) -> AbstractContextManager[None]:
+        """Work on a piece that may fail, see `Ledger.attempt`."""
+        return self.book.attempt(self.named(name))
 
     def tune_rate(self, dense: Any, told: Told) -> float:
         """The rate of fine-tuning, chosen once and read then.
@@ -166,6 +172,7 @@ class Bench:
                 state = run.run(lambda steps: told(steps, path), see)
                 found = lost + gone(kept_of(state))
                 if found != count:
+                    shutil.rmtree(run.folder)  # the next run tries it again
                     raise FloatingPointError(
                         f"{self.named(path)} ended with {found} of {count} units gone: removals "
                         "are refused where the signal is not finite. Lower `tune_rates`."
@@ -197,16 +204,18 @@ class Bench:
         return left, state._replace(params=params, stats=stats, opt_state=opt_state)
 
     def others(self) -> Iterator[Scratch]:
-        """What is trained from scratch beside the paths, in an order that needs them first."""
+        """What is trained from scratch beside the paths; where a path failed, not its shapes."""
         config, steps = self.config, self.problem.dense_steps
         for signal in config.scratch:
             for mark, count in marks(config, self.problem).items():
+                if not self.has(tuned(signal, mark)):
+                    continue
                 shape, more = self.shape_of(tuned(signal, mark)), steps_to(config, count)
                 yield Scratch(scratch(signal, mark), shape, steps)
                 yield Scratch(scratch_long(signal, mark), shape, steps + more)
         for shape in reduced(config):
             yield Scratch(by_hand(shape), shape, steps)
-        if config.copies:
+        if config.copies and all(self.has(tuned(config.signals[0], m)) for m in config.marks):
             for mark, shape in self.copycats().items():
                 yield Scratch(copy(mark), shape, steps)
 

@@ -15,7 +15,7 @@ from experiments.nipping import arms
 from experiments.nipping.arms import as_shape, tuned
 from experiments.nipping.task import Config, Problem, Shape
 from experiments.presenting import show_page
-from experiments.tables import difference, markdown, percent, spread
+from experiments.tables import difference, markdown, percent, spread, with_failed
 from jaxprune.reporting import mean_and_spread
 
 Pieces = dict[str, Any]
@@ -162,7 +162,7 @@ def document(config: Config, problem: Problem, book: ledger.Ledger) -> str:
     pieces, hardware, shape = book.pieces, book.made_on, config.shape
     seeds = list(by_seed(config, pieces, "dense"))
     if not seeds:
-        return "Nothing is finished yet.\n"
+        return with_failed("Nothing is finished yet.\n", book.failed)
     command = "python experiments/nip_it_in_the_bud.py"
     options = f"--network {config.network} --preset {config.preset} --dataset {config.dataset}"
     options += f" --cost {config.cost}" if config.cost else ""
@@ -189,7 +189,7 @@ def document(config: Config, problem: Problem, book: ledger.Ledger) -> str:
         "Budgets (fine-tuning comes after dense training; masked units are computed):",
         budget_table(config, pieces),
     ]
-    return "\n\n".join(parts) + "\n"
+    return with_failed("\n\n".join(parts) + "\n", book.failed)
 
 
 def rate_lines(config: Config, pieces: Pieces) -> list[str]:

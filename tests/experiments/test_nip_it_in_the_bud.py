@@ -81,7 +81,7 @@ def test_marks_are_reached_and_scratch_has_the_pruned_shapes_and_other_weights(
 
 def test_a_second_run_computes_nothing(finished, monkeypatch):
     monkeypatch.setattr(experiment, "WORK", finished.parents[1])
-    monkeypatch.setattr(Fit, "run", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(Program, "_update", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(report, "taken", lambda *_: pytest.fail("measured again"))
     experiment.run(experiment.Arguments(preset="smoke"))
 
@@ -199,3 +199,28 @@ def test_densenets_run_in_half_precision(tmp_path, monkeypatch):
     arguments = experiment.Arguments(network="densenet", preset="smoke", dtype="bfloat16")
     found = json.loads(experiment.run(arguments).read_text())["pieces"]
     assert all(f"{name} seed 0" in found for name in report.names(experiment.configure(arguments)))
+
+
+@pytest.mark.slow
+def test_a_signal_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch):
+    config = replace(CONFIG, signals=("l1", "fisher"), scratch=("fisher",), copies=False)
+    monkeypatch.setattr(experiment, "WORK", tmp_path)
+    monkeypatch.setattr(experiment, "configure", lambda _: config)
+    infinite = lambda *_, **__: (
+        lambda params, batch: {
+            name: np.full(width, np.inf, np.float32)
+            for name, width in zip(Problem(config).inner, (16, 32, 64), strict=True)
+        }
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(jp.saliency, "unit_magnitude", infinite)
+        with pytest.raises(
+            FloatingPointError, match=r"l1 0\.5 tuned seed 0: .* 0 of 56 units gone"
+        ):
+            experiment.run(experiment.Arguments(preset="smoke"))
+    (path,) = tmp_path.glob("*/*.json")
+    found = json.loads(path.read_text())
+    assert list(found["failed"]) == ["l1 0.5 tuned seed 0"]
+    assert "fisher 0.5 scratch long seed 0" in found["pieces"]
+    assert "l1 0.5 tuned seed 0" in path.with_suffix(".md").read_text()
+    assert "failed" not in json.loads(experiment.run(experiment.Arguments()).read_text())
