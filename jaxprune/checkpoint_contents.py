@@ -80,7 +80,7 @@ def sha256(data: Any) -> str | None:
     if not getattr(data, "is_fully_addressable", True):
         return None
     flat = np.ascontiguousarray(data).reshape(-1)  # a view of what is contiguous: no copy
-    return hashlib.sha256(flat.view(np.uint8)).hexdigest()
+    return hashlib.sha256(flat.view(np.uint8).data).hexdigest()
 
 
 def check_leaf(name: str, leaf: Any) -> None:
