@@ -184,7 +184,7 @@ def _of_ours(folder: Path, step: int | None) -> Stored:
         items = {"": _item(folder, folder / "tree")} if (folder / "tree").is_dir() else {}
         stored = items[""].leaves if items else {}
         leaves, hashes = {}, {}
-        for name, (shape, dtype, *more) in described.items():  # hashes since version 0.2
+        for name, (shape, dtype, *more) in described.items():  # a hash, if it was stored
             hashes[name] = more[0] if more else None
             if 0 not in shape:  # as it is stored: PRNG keys as integers, Python's with 64 bits
                 shape, dtype = stored[name].shape, stored[name].dtype
