@@ -35,7 +35,8 @@ def shared_values(
     (w - nearest value)^2`, as far as moving each to the mean of its weights does. They start evenly
     spaced from the smallest to the largest, which keeps values for the few large weights; a value
     that no weight is nearest to stays where it is. A leaf of at most `2**bits` distinct weights is
-    returned as it is. With a mask, 0 is not a value: what is pruned is 0 by the mask.
+    returned as it is. With a mask, 0 is not a value: what is pruned is 0 by the mask. A leaf is
+    sorted, so one that is cut over devices is brought together on each.
 
     Args:
       bits: of a code, 1 to 16.

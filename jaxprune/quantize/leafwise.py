@@ -95,7 +95,7 @@ def check_finite(name: str, leaf: Any) -> None:
 @partial(jax.jit, static_argnums=(0, 1))
 def _compiled(encode: Encode, settings: Any, leaf: jax.Array, kept: Any) -> Any:
     stored = encode(leaf, kept, settings)
-    return stored, value_of(stored)
+    return stored, trees.beside(value_of(stored), leaf)
 
 
 def _flags(params: Params, quantizable: Predicate) -> list[bool]:

@@ -126,7 +126,7 @@ def lowest_units(
         if budget is None:
             if sparsity is None:
                 raise ValueError("Give `sparsity=`, the fraction of units, or a `budget`.")
-            return coupling.mask(at(units, sparsity), params)
+            return _laid(coupling.mask(at(units, sparsity), params), params)
         if sparsity is not None:
             raise ValueError("A budget says how many units go: pass no sparsity besides.")
         if trees.is_traced(units):
@@ -134,9 +134,16 @@ def lowest_units(
         total = sum(coupling.group(name).units for name in names)
         most = sum(max(coupling.group(name).units - floor, 0) for name in names)
         kept = _within(coupling, budget, lambda gone: at(units, gone / total), most)
-        return coupling.mask(kept, params)
+        return _laid(coupling.mask(kept, params), params)
 
     return Selection(prunable, choose, coupling, read)
+
+
+def _laid(mask: Mask, params: Params) -> Mask:
+    """The mask, laid on devices as the parameters are; of units alone it would lie whole."""
+    if trees.is_traced(mask, params):
+        return jax.tree.map(lambda keep, leaf: keep & trees.kept_whole(leaf), mask, params)
+    return jax.tree.map(trees.beside, mask, params)
 
 
 def is_unit_scores(coupling: Coupling, scores: Any) -> bool:

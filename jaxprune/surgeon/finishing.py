@@ -129,9 +129,10 @@ def best_by_loss(
 
 
 def finish(site: Site, candidate: Candidate, info: dict[str, Any], started: float) -> Pruned:
-    """Weights and mask as trees, with the counts every Pruner gives."""
+    """Weights and mask as trees beside the parameters, with the counts every Pruner gives."""
     mask = site.mask(candidate.mask)
     counts = trees.prunable_counts(mask, site.prunable)
     params = trees.apply_mask(site.weights(candidate.solution), mask)
+    params, mask = (jax.tree.map(trees.beside, tree, site.params) for tree in (params, mask))
     seconds = time.perf_counter() - started
     return Pruned(params, mask, {**counts, **candidate.info, **info, "seconds": seconds})

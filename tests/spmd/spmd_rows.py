@@ -150,7 +150,9 @@ ROWS: dict[str, Row] = {
     "curvature gauss-newton vp": _product(curvature.gauss_newton_vp),
     "curvature factored fisher": _factors(curvature.factored_fisher),
     "curvature sketched": _factors(
-        lambda apply, loss: curvature.sketched_gauss_newton(apply, loss, key=_KEY)
+        lambda apply, loss: curvature.sketched_gauss_newton(
+            apply, loss, root=FULL.root, key=_KEY
+        )
     ),
     "select global": _mask(select.lowest),
     "select layer": _mask(lambda: select.lowest("layer")),

@@ -13,7 +13,6 @@ FEW = [
     "saliency fisher/fully sharded/given",
     "select global/data x model/eager",
     "select output/fully sharded/inferred",
-    "prune units/tensor parallel/inferred",
     "update prune_gradually taylor/data x model/inferred",
 ]
 

@@ -103,7 +103,8 @@ def layer_by_layer(
         kept = run.mask()
         info = {**trees.prunable_counts(kept, run.choice.flags), "output_error": errors}
         info["seconds"] = time.perf_counter() - start
-        return Pruned(run.params, kept, info)
+        moved, kept = (jax.tree.map(trees.beside, tree, params) for tree in (run.params, kept))
+        return Pruned(moved, kept, info)
 
     return prune
 
