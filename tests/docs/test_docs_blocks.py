@@ -18,6 +18,7 @@ LONG = (
     "explain/to_prune_or_not.md",
     "howto/devices.md",
     "howto/latency.md",
+    "howto/linen.md",
     "howto/nnx.md",
     "howto/pretrained.md",
 )

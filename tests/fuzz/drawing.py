@@ -62,7 +62,7 @@ class Row(NamedTuple):
     """
 
     law: Law
-    fast: int = 15
+    fast: int = 8
     slow: int = 400
 
 
