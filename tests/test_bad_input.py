@@ -133,7 +133,7 @@ def test_results_by_name_of_leaves_that_share_one():
     model = lambda p, x: jax.nn.relu(x @ p["a/b"]) @ p["a"]["b"]
     small = jp.quantize.unquantized()(params)
     for call in (
-        lambda: jp.couple(model, params, X[:, :3]),
+        lambda: jp.couple(model, params, X[:, :3]).reduce(params),
         lambda: saliency.output_axes(model, params, X[:, :3]),
         lambda: jp.surgeon.input_hessians(model, params, (X[:, :3], None)),
         lambda: jp.reporting.mask_changes(mask, mask),

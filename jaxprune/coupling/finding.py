@@ -59,7 +59,7 @@ def couple(
       A `Coupling`; print it for a table of groups.
 
     Raises:
-      ValueError: an unknown `inexact`, or two leaves of one name.
+      ValueError: an unknown `inexact`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -81,7 +81,6 @@ def couple(
     source = Source(apply, abstract(variables), abstract(tuple(inputs)), inexact, walk.choices)
     named = trees.named_leaves(source.variables)
     names = [name for name, _ in named]
-    trees.check_names(names)
     labels, count = _compact(reading)
     unknown = [f"'{e.name}' at {equations.line_of(e)}" for e in walk.unknown]
     return Coupling(

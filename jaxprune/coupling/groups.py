@@ -188,11 +188,11 @@ class Coupling:
           `{group: [units]}`.
 
         Raises:
-          ValueError: a group without any leaf that counts; a tree of other shapes.
+          ValueError: a group without a leaf that counts; other shapes; two leaves of one name.
         """
         self.check(scores)
-        traced = trees.is_traced(scores)
-        xp: Any = jnp if traced else np  # outside jit every leaf would be compiled by itself
+        trees.check_names(self.names)
+        xp: Any = jnp if trees.is_traced(scores) else np  # jnp compiles leaf by leaf
         reduce = REDUCTIONS[how] if isinstance(how, str) else how
         leaves = dict(trees.named_leaves(scores))
         found = {}

@@ -17,6 +17,7 @@ def measured(problem, **options):
     return diagonal(problem.params, problem.batch)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_gauss_newton_is_jacobian_output_hessian_jacobian(name, x64):
     problem = PROBLEMS[name](jnp.float64)

@@ -38,7 +38,7 @@ def draw(name, scale, classes, n=40):
     return root, loss, outputs, make_targets(rng, n, classes)
 
 
-@pytest.mark.half
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", ROOTS)
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("classes", [2, 3, 11])

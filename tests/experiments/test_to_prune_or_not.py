@@ -79,6 +79,7 @@ def test_the_tables_and_the_plot_lie_beside_the_json(finished):
     assert path.with_suffix(".png").stat().st_size > 1000
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     "way",
     [

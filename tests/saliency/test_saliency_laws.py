@@ -56,6 +56,7 @@ def test_the_score_is_the_formula_of_the_docstring(name, x64):
     near(flat(problem.params, scores), expected, jnp.float64, ROUNDINGS.get(name, 1000))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", SALIENCIES)
 def test_scores_have_the_structure_and_shapes_of_the_parameters_and_are_float32(name):
     problem = cluttered()
@@ -76,7 +77,7 @@ def test_float64_leaves_have_float64_scores_and_their_neighbours_float32_ones(na
         assert score.dtype == (jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32)
 
 
-@pytest.mark.half
+@pytest.mark.every(4)
 @pytest.mark.parametrize("name", SALIENCIES)
 def test_inside_jit_and_outside_the_scores_are_the_same(name):
     problem, roundings = cluttered(), ROUNDINGS.get(name, 1000)
@@ -88,7 +89,7 @@ def test_inside_jit_and_outside_the_scores_are_the_same(name):
         near(flat(problem.params, off), scored(name), jnp.float32, roundings)
 
 
-@pytest.mark.half
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", SALIENCIES)
 def test_bfloat16_parameters_are_scored_in_float32(name):
     problem = cluttered()
@@ -114,6 +115,7 @@ def test_a_second_call_compiles_nothing(name):
             call(moved, doubled)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", MEASURED)
 def test_sums_over_any_batches_score_as_one_big_batch(name, x64):
     problem = cluttered(jnp.float64)
@@ -178,7 +180,7 @@ ANY_TREE = {
 }
 
 
-@pytest.mark.half
+@pytest.mark.every(4)
 @pytest.mark.parametrize("tree", TREES)
 def test_every_kind_of_tree_is_scored_and_pruned_to_the_exact_count(tree):
     params, batch = TREES[tree].make(), (jnp.ones((3, 1)), jnp.zeros(3))

@@ -78,7 +78,7 @@ def assert_unchanged(model, before):
         assert leaf is was
 
 
-@pytest.mark.half
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_shrunk_module_is_the_masked_one(name):
     make, x, whole = MODELS[name]

@@ -32,6 +32,7 @@ def masks_over(tx, params, steps, update=None):
         yield params, jp.mask_of(state)
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     ("name", "every"), [*((name, 1) for name in sorted(SCHEDULES)), ("cubic", 3), ("linear", 5)]
 )

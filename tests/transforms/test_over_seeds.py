@@ -30,6 +30,7 @@ def step_of(tx):
     return step
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     "masking",
     [

@@ -67,6 +67,7 @@ def test_masked_and_shrunk_compute_the_same_along_the_path(light):
         np.testing.assert_allclose(shrunk(small, x), MODEL.apply(whole, x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_after_the_other_is_not_what_goes_at_once(light):
     """What is left says other things of itself when a unit is gone; both are offered."""
     variables, coupling, x, y = light
