@@ -153,12 +153,8 @@ def beside(new: jax.Array, like: Any) -> jax.Array:
     """
     if not isinstance(like, jax.Array) or jax.dtypes.issubdtype(like.dtype, jax.dtypes.extended):
         return new
-    if is_traced(new, like):
-        return _alike(new, like)
-    return jax.device_put(new, like.sharding) if like.committed else new
-
-
-def _alike(new: jax.Array, like: jax.Array) -> jax.Array:
+    if not is_traced(new, like):
+        return jax.device_put(new, like.sharding) if like.committed else new
     try:
         from jax.experimental.shard_alike import shard_alike
     except ImportError:  # gone from newer JAX, where XLA alone decides
@@ -320,8 +316,7 @@ def keep(mask: Mask) -> Any:
 
 
 def _kept(mask: Any) -> int:
-    """Entries of one mask that are True; where it is cut up, each device counts its own."""
-    whole = not isinstance(mask, jax.Array) or mask.is_fully_replicated
+    whole = not isinstance(mask, jax.Array) or mask.is_fully_replicated  # else each counts its own
     return int(np.count_nonzero(np.asarray(mask)) if whole else jax.jit(total)(mask))
 
 
