@@ -71,8 +71,7 @@ def is_float(leaf: Any) -> bool:
 
 def score_dtype(leaf: Any) -> Any:
     """float64 for float64 (and complex128) leaves, float32 for every other."""
-    wide = dtype_of(leaf) in (np.dtype("float64"), np.dtype("complex128"))
-    return jnp.float64 if wide else jnp.float32
+    return jnp.float64 if dtype_of(leaf) in (np.float64, np.complex128) else jnp.float32
 
 
 def default_prunable(name: str, leaf: Any) -> bool:
