@@ -39,13 +39,17 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Of a test marked `every(n)`, one combination of its parameters in n is fast.
 
-    The fast ones lie as diagonals of a board: of two parameters every value is among them.
+    The fast ones lie as diagonals of a board: of two long tables every value is among them.
     """
     for item in items:
         if mark := item.get_closest_marker("every"):
             tables = [mark.args[0] for mark in item.iter_markers("parametrize")]
-            firsts = [(t.split(",") if isinstance(t, str) else t)[0].strip() for t in tables]
-            if sum(item.callspec.indices[name] for name in firsts) % mark.args[0]:
+            named = [
+                [n.strip() for n in (t.split(",") if isinstance(t, str) else t)] for t in tables
+            ]
+            fixtures = item.callspec.indices.keys() - {n for names in named for n in names}
+            places = [item.callspec.indices[n] for n in (*(names[0] for names in named), *fixtures)]
+            if sum(places) % mark.args[0]:
                 item.add_marker("slow")
 
 

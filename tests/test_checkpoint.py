@@ -130,7 +130,7 @@ def bits(tree):
     return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, tree)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", sorted(TREES))
 def test_what_was_saved_is_restored_bit_for_bit(name, tmp_path):
     tree = TREES[name]()

@@ -34,7 +34,7 @@ def ties(shape):
     return jnp.asarray(np.random.default_rng(1).integers(0, 2, shape), float)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("name", POOLS)
 @pytest.mark.parametrize("make", [draw, ties])
 def test_values_are_flaxs_and_the_gradient_is_xlas(name, make, x64):
@@ -47,7 +47,7 @@ def test_values_are_flaxs_and_the_gradient_is_xlas(name, make, x64):
     assert_near(pull(deltas)[0], plain_pull(deltas)[0], jnp.float64)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", POOLS)
 def test_forward_and_reverse_derivatives_are_each_others_transpose(name, x64):
     shape, *how = POOLS[name]
@@ -67,7 +67,7 @@ def test_second_derivatives_are_those_of_flax(name, x64):
     assert_near(hessian(max_pool), hessian(nn.max_pool), jnp.float64)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("name", POOLS)
 def test_under_jit_and_vmap_it_is_the_same(name):
     shape, *how = POOLS[name]
@@ -95,6 +95,7 @@ def test_infinities_are_values_like_any_other():
     np.testing.assert_array_equal(gradient.ravel(), [1, 0, 0, 1])
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_the_dtype_stays(dtype):
     x = draw((2, 5, 5, 2)).astype(dtype)

@@ -44,7 +44,7 @@ def halved(coupling):
     return {name: np.arange(group.units) % 2 == 0 for name, group in coupling.groups.items()}
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", SOME)
 def test_it_comes_back_as_it_was_and_shrinks_as_it_did(name):
     net = NETS[name]()

@@ -11,7 +11,7 @@ from tests.near import assert_near
 from tests.problems import PROBLEMS, squared_loss, tanh_mlp
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_exact_diagonal_is_the_diagonal_of_the_hessian(name, x64):
     problem = PROBLEMS[name](jnp.float64)

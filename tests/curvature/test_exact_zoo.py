@@ -119,7 +119,7 @@ def case(name):
 LONG = ("attention", "convolutions", "layer norm", "tanh, four hidden layers")
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG[:2] else []) for n in NETS]
 )
@@ -200,7 +200,7 @@ READ_OFF = {  # leaves whose curvature is read off without a product a unit
 }
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", READ_OFF)
 def test_the_cheap_way_is_taken_where_it_is_exact(name, x64):
     """By counting: the variables at which the bend could be carried."""

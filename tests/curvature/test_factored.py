@@ -171,7 +171,7 @@ def block_diagonal(params, matrix, blocks):
     return np.where(keep, matrix, 0)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("name", ALL)
 def test_products_gram_columns_and_diagonal(name, x64):
     problem, fisher = fisher_of(name)
@@ -206,7 +206,7 @@ def test_products_gram_columns_and_diagonal(name, x64):
         start += leaf.size * is_float(leaf)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize(("name", "blocks"), BLOCKED)
 def test_products_and_solves_in_blocks(name, blocks, x64):
     problem, fisher = fisher_of(name)
@@ -232,7 +232,7 @@ def test_examples_that_depend_on_each_other_in_blocks(x64):
     assert_near(flat(problem.params, found), truth, jnp.float64, 1e4)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", ["tanh_mlp", "conv_with_bias", "tokens", "moved"])
 def test_in_float32(name):
     problem, fisher = fisher_of(name, jnp.float32)
@@ -289,7 +289,7 @@ def layer(rng, n, p, b, i, o):
     return Layer(draw(n, p, b, i), draw(n, p, b, o), Layout(shape, (turn,), (b, i, o)))
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("entries", [1, 40, 1 << 20])
 @pytest.mark.parametrize(
     "shape", [(6, 1, 1, 5, 4), (4, 3, 2, 5, 3), (3, 2, 1, 9, 11), (7, 9, 1, 2, 3)]

@@ -17,7 +17,7 @@ def measured(problem, **options):
     return diagonal(problem.params, problem.batch)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_gauss_newton_is_jacobian_output_hessian_jacobian(name, x64):
     problem = PROBLEMS[name](jnp.float64)
@@ -31,6 +31,7 @@ def test_gauss_newton_is_jacobian_output_hessian_jacobian(name, x64):
     assert diagonal.is_hessian == all(problem.gauss_newton(leaf) for leaf in float_names)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", WITH_ROOT)
 def test_the_closed_form_root_gives_the_same_diagonal(name, x64):
     problem = PROBLEMS[name](jnp.float64)

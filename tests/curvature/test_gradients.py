@@ -11,7 +11,7 @@ from tests.near import assert_near
 from tests.problems import PROBLEMS
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_moments_are_those_of_per_example_gradients(name, x64):
     problem = PROBLEMS[name](jnp.float64)

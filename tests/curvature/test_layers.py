@@ -98,7 +98,7 @@ def truth(name):
     ]
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", LAYERS)
 def test_moments_are_those_of_the_definition(name, x64):
     layer = LAYERS[name]

@@ -78,7 +78,7 @@ def whole(measure, name):
         return MEASURES[measure](APPLIES[name], N)(*case(name))
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("name", ["mlp", pytest.param("conv", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("measure", MEASURES)
 def test_a_loop_over_microbatches_is_the_whole_batch(measure, name, x64):
@@ -87,7 +87,7 @@ def test_a_loop_over_microbatches_is_the_whole_batch(measure, name, x64):
         same(found, whole(measure, name))
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", ["mlp", pytest.param("conv", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("measure", MEASURES)
 def test_so_are_microbatches_inside_jit_few_or_many(measure, name, x64):
@@ -105,7 +105,7 @@ def test_a_scan_takes_the_rest_that_fills_no_microbatch(x64, monkeypatch):
     same(quickly(measure)(*case("mlp")), whole("gradient_moments", "mlp"))
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", APPLIES)
 @pytest.mark.parametrize("measure", ["gauss_newton", "sampled"])
 def test_under_vmap_over_seeds_each_seed_has_its_own(measure, name, x64):
@@ -134,7 +134,7 @@ def test_neither_parameters_nor_batch_are_consumed(microbatch):
     same((params, batch), before, 0, jnp.float32)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", APPLIES)
 @pytest.mark.parametrize("measure", [m for m in MEASURES if m != "sampled"])
 def test_parameters_in_bfloat16_are_measured_in_float32(measure, name):

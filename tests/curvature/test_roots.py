@@ -38,7 +38,7 @@ def draw(name, scale, classes, n=40):
     return root, loss, outputs, make_targets(rng, n, classes)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", ROOTS)
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("classes", [2, 3, 11])
@@ -66,6 +66,7 @@ def test_the_softmax_root_keeps_relative_accuracy_when_one_class_is_nearly_sure(
     np.testing.assert_allclose(diagonal, expected, rtol=1e3 * EPS, atol=20 * tiny)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("scale", [1.0, 50.0, 500.0])
 @pytest.mark.parametrize("name", ROOTS)
 def test_the_factor_by_autodiff_is_the_hessian_too(name, scale):

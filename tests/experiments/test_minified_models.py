@@ -161,6 +161,7 @@ def test_shrunk_networks_have_one_architecture_and_compute_what_the_masked_ones_
         )
 
 
+@pytest.mark.slow
 def test_the_small_network_is_the_widest_within_its_size(lab):
     for size in (0.5, 0.1, 0.05):
         widths = units.widths_at(lab, size)

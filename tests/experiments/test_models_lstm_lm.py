@@ -213,7 +213,7 @@ def test_a_few_steps_learn_a_short_text():
     assert losses[-1] < 0.4 * losses[0]
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("what", ["weights", "units"])
 def test_it_is_pruned_while_it_trains(fused, what):

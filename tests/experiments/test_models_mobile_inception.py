@@ -121,6 +121,7 @@ def test_training_updates_the_running_statistics_and_inference_only_reads_them(m
     assert jax.tree.structure(updated["batch_stats"]) == jax.tree.structure(stats)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("model", "prunable", "parts"),
     [

@@ -66,7 +66,8 @@ def test_units_between_the_convolutions_of_blocks_are_as_many_as_in_the_paper(mo
     assert sum(g.units for name, g in groups.items() if name.endswith("/first")) == units
 
 
-@pytest.mark.every(2)
+@pytest.mark.slow
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("model", "small", "blocks"),
     [

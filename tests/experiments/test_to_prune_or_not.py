@@ -79,7 +79,8 @@ def test_the_tables_and_the_plot_lie_beside_the_json(finished):
     assert path.with_suffix(".png").stat().st_size > 1000
 
 
-@pytest.mark.every(4)
+@pytest.mark.slow
+@pytest.mark.every(5)
 @pytest.mark.parametrize(
     "way",
     [
@@ -105,6 +106,7 @@ def test_every_way_ends_at_its_sparsity_with_a_mask_that_is_obeyed(way, program,
         assert np.all(np.asarray(leaf)[~np.asarray(keep)] == 0)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("way", ["gradual", "rigl"])
 def test_a_run_that_is_killed_ends_with_the_bits_of_one_that_is_not(way, task, program, tmp_path):
     whole = Run(program(way), 1, tmp_path / "whole").train(lambda steps: None)

@@ -56,7 +56,7 @@ def pulled(function, x, w, deltas):
     return outputs, jax.vmap(pull)(deltas)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_values_and_gradients_are_those_of_xla(padding, layout, x64):
@@ -97,7 +97,7 @@ def test_a_few_images_at_a_time_is_the_same(padding, strides, x64, monkeypatch):
         assert_near(a, b, jnp.float64)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
 @pytest.mark.parametrize("mapped", ["kernels", "images", "both", "deltas in deltas"])
 def test_under_vmap_it_is_what_it_is_one_by_one(mapped, strides, x64):

@@ -127,7 +127,7 @@ def test_examples_by_themselves_are_seen_to_be(name):
     assert independent_examples(ALONE[name], W, X)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", ALONE)
 def test_models_of_that_table_do_treat_examples_alone(name):
     apply = ALONE[name]

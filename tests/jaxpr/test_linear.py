@@ -116,7 +116,7 @@ def test_leaves_are_told_apart(name):
     assert "".join("l" if line else "c" for line in found) == expected
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", CASES)
 def test_a_leaf_called_linear_has_no_second_derivative_at_all(name, x64):
     """Along any direction in that leaf, not only along the axes."""

@@ -49,7 +49,7 @@ def test_sites_are_where_a_parameter_enters_a_layer(name):
     assert tapped.slow == ()
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_deltas_and_captures_make_the_gradient_of_every_leaf(name, x64):
     """The gradient of the whole batch: one example to the algebra of sites."""

@@ -33,6 +33,7 @@ SHARED = quantize.shared_values(2)
 QUANTIZERS = {"uniform": quantize.uniform(3), "shared": SHARED}
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("which", QUANTIZERS)
 def test_the_gradient_is_the_one_at_the_quantized_point(which):
     params, mask, x = network()
@@ -79,6 +80,7 @@ def test_training_through_it_lowers_the_loss_of_the_quantized_network(which):
     np.testing.assert_allclose(loss_of(apply, x, targets)(final), loss(params), rtol=1e-6)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("quantizer", [quantize.uniform(4, symmetric=False, channels=True),
                                        quantize.shared_values(3, channels=True),
                                        quantize.half_precision()])  # fmt: skip

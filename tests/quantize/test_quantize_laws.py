@@ -105,6 +105,7 @@ few = ["3 bits, channels", "3 bits shared", "float16"]
 others = [pytest.param(name, marks=pytest.mark.slow) for name in QUANTIZERS if name not in few]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("which", [*few, *others])
 def test_odd_leaves_are_quantized_too(which):
     quantizer = QUANTIZERS[which].make(quantizable=lambda name, leaf: True)

@@ -36,6 +36,7 @@ def check_bound(w, found, scale):
     assert (np.abs(found - w) <= scale / 2 + 4 * U * np.abs(w)).all()
 
 
+@pytest.mark.every(3)
 @each_kind
 @pytest.mark.parametrize("channels", [False, True])
 @fewer

@@ -47,7 +47,7 @@ def in_order(scores, coupling):
     return np.concatenate([np.asarray(scores[name]) for name in coupling.groups])
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", ["chain", "residual", "conv", "resnext", "gqa_transformer"])
 def test_ablation_is_the_loss_of_the_masked_model(name, x64):
     found = case(name)

@@ -67,7 +67,7 @@ def test_fisher_is_half_the_mean_square_of_single_examples(name, x64):
     near(made("fisher", name)(found.params, found.batch), expected)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", ["heads", *ZOO])
 def test_fisher_is_that_of_gates_example_by_example(name, x64):
     found = case(name)
@@ -99,6 +99,7 @@ def test_places_that_share_a_unit_add_before_they_are_squared(x64):
     assert np.max(np.abs(scores - apart)) > 0.05 * np.max(apart)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", ["residual", "conv", *ZOO[:2]])
 def test_fisher_on_gates_is_unit_fisher(name, x64):
     found = case(name)
@@ -140,7 +141,7 @@ def test_examples_that_depend_on_each_other_are_differentiated_one_by_one(x64):
     near(saliency.unit_fisher(coupling, loss)(w, batch), expected)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("kind", ["taylor", "fisher", "ablation", "obd", "elementwise fisher"])
 def test_sums_over_any_batches_score_as_one_big_batch(kind, x64):
     found, scorer = case("residual"), made(kind, "residual")
@@ -199,7 +200,7 @@ def test_several_inputs_are_a_tuple():
         scorer(net.variables, (net.inputs[0], targets))
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("name", ["heads", *ZOO])
 def test_gates_of_examples_have_every_examples_slope(name, x64):
     found = case(name)

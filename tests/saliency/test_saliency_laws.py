@@ -47,6 +47,7 @@ def cut(batch, sizes):
             for size, end in zip(sizes, ends, strict=True)]  # fmt: skip
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", WITH_FORMULA)
 def test_the_score_is_the_formula_of_the_docstring(name, x64):
     problem = cluttered(jnp.float64)
@@ -56,7 +57,7 @@ def test_the_score_is_the_formula_of_the_docstring(name, x64):
     near(flat(problem.params, scores), expected, jnp.float64, ROUNDINGS.get(name, 1000))
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", SALIENCIES)
 def test_scores_have_the_structure_and_shapes_of_the_parameters_and_are_float32(name):
     problem = cluttered()
@@ -77,7 +78,7 @@ def test_float64_leaves_have_float64_scores_and_their_neighbours_float32_ones(na
         assert score.dtype == (jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("name", SALIENCIES)
 def test_inside_jit_and_outside_the_scores_are_the_same(name):
     problem, roundings = cluttered(), ROUNDINGS.get(name, 1000)
@@ -89,7 +90,7 @@ def test_inside_jit_and_outside_the_scores_are_the_same(name):
         near(flat(problem.params, off), scored(name), jnp.float32, roundings)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", SALIENCIES)
 def test_bfloat16_parameters_are_scored_in_float32(name):
     problem = cluttered()
@@ -104,6 +105,7 @@ def test_bfloat16_parameters_are_scored_in_float32(name):
     assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", SALIENCIES)
 def test_a_second_call_compiles_nothing(name):
     problem, inside = cluttered(), jax.jit(made(name))
@@ -115,7 +117,7 @@ def test_a_second_call_compiles_nothing(name):
             call(moved, doubled)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", MEASURED)
 def test_sums_over_any_batches_score_as_one_big_batch(name, x64):
     problem = cluttered(jnp.float64)
@@ -180,7 +182,7 @@ ANY_TREE = {
 }
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("tree", TREES)
 def test_every_kind_of_tree_is_scored_and_pruned_to_the_exact_count(tree):
     params, batch = TREES[tree].make(), (jnp.ones((3, 1)), jnp.zeros(3))

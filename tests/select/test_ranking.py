@@ -54,6 +54,7 @@ def test_a_floor_that_forbids_the_sparsity_is_an_error_that_says_so():
         jp.select.lowest("output")(tree(SMALL), tree(SMALL), sparsity=0.9)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("scope", ["global", "layer", "output", "erk"])
 @pytest.mark.parametrize("floor", [1, 2, 3])
 def test_inside_jit_a_floor_that_forbids_the_sparsity_wins(scope, floor):

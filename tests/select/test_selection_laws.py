@@ -62,7 +62,7 @@ def sweep(name):
     return many, prunable_leaves(masks)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", SELECTIONS)
 @pytest.mark.parametrize("kind", [*KINDS, "partly pruned"])
 def test_a_selection_is_its_numpy_double(name, kind):
@@ -85,7 +85,7 @@ def test_exactly_as_many_go_as_were_asked_for_under_ties_too(name, kind):
         assert gone == row.count(list(SHAPES.values()), sparsity)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("name", BY_SPARSITY)
 def test_a_traced_sparsity_prunes_what_a_number_prunes(name):
     many, found = sweep(name)
@@ -95,6 +95,7 @@ def test_a_traced_sparsity_prunes_what_a_number_prunes(name):
             np.testing.assert_array_equal(masks[i], mask)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", BY_SPARSITY)
 def test_every_traced_sparsity_gives_the_exact_count(name):
     many, found = sweep(name)
@@ -160,7 +161,7 @@ def test_a_new_sparsity_and_new_scores_compile_nothing(name):
         SELECTIONS[name].make()(trees[1], trees[1], sparsity=0.3)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", [*SOME, "erk"])
 def test_a_stack_of_trees_under_vmap_is_selected_tree_by_tree(name):
     row, seeds = SELECTIONS[name], ("distinct", "all equal", "all negative")
@@ -202,6 +203,7 @@ def test_any_float_is_a_score(name):
             np.testing.assert_array_equal(mask, truth)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", SOME)
 def test_float64_scores_are_told_apart_where_float32_would_tie(name, x64):
     row, rng = SELECTIONS[name], np.random.default_rng(1)

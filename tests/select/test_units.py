@@ -29,7 +29,7 @@ def whole(coupling, mask):
     return kept
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("scope", ["global", "group"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.2, 0.55, 0.8])
 def test_exactly_the_lowest_units_go_and_whole(net, scope, sparsity):

@@ -71,7 +71,7 @@ def trained(apply, tx, params, statistics, state, x, y, steps):
     return params, state
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", SOME)
 def test_training_goes_on_as_the_masked_run_does(name, problem):
     model, x, y, variables, coupling, kept = problem

@@ -252,7 +252,7 @@ def twins(net, coupling):
 TWINS = ("crelu", "einsum_attention", "glu", "mobilenet_v1", "siamese_conv", "text_cnn")
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", TWINS)
 def test_twins_merge_exactly_in_any_network(name):
     net = NETS[name]()

@@ -78,7 +78,7 @@ def assert_unchanged(model, before):
         assert leaf is was
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_shrunk_module_is_the_masked_one(name):
     make, x, whole = MODELS[name]
@@ -184,6 +184,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_would_compute_something_else_is_refused_and_nothing_is_changed(name):
     make, x, text = REFUSED[name]

@@ -145,6 +145,7 @@ def fans(kernel):
 SCALINGS = {"in": "fan_in", "out": "fan_out", "avg": "fan_avg"}
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("fan", SCALINGS)
 def test_the_variance_is_that_of_the_small_fans(fan):
     model = Wide(nn.initializers.variance_scaling(2.0, SCALINGS[fan], "normal"))

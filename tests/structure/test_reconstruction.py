@@ -75,7 +75,7 @@ LINEAR = {
 }
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", LINEAR)
 def test_units_that_are_combinations_of_kept_ones_are_made_up_for_exactly(name, x64):
     apply, into, out, inputs, axis = LINEAR[name]
@@ -137,7 +137,7 @@ def test_later_layers_see_the_pruned_model_and_aim_at_the_dense_one(x64):
 ZOO = ("crelu", "einsum_attention", "lenet5", "siamese_conv", "text_cnn")
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("name", ZOO)
 def test_the_error_is_never_above_that_of_plain_removal(name):
     net = NETS[name]()

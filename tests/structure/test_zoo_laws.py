@@ -99,7 +99,7 @@ def test_the_groups_are_those_worked_out_by_hand(name):
         assert tuple(map(len, leaf)) == shape
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("name", some(FAST))
 def test_shrunk_and_gated_equal_masked(name):
     net = NETS[name]()
@@ -114,7 +114,7 @@ def test_shrunk_and_gated_equal_masked(name):
     assert difference(outs, gated) < tolerance
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("name", some(GRADIENTS))
 def test_gradients_on_kept_slices_are_the_masked_ones(name):
     if "while_loop" in name:
@@ -132,7 +132,7 @@ def test_gradients_on_kept_slices_are_the_masked_ones(name):
             assert float(jnp.max(jnp.abs(sliced - b), initial=0)) <= tolerance * scale
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", some(GRADIENTS))
 def test_the_shrunk_model_can_be_coupled_and_shrunk_again(name):
     net = NETS[name]()
@@ -150,6 +150,7 @@ def test_the_shrunk_model_can_be_coupled_and_shrunk_again(name):
     assert difference(outs, values) < (2e-2 if "bfloat16" in name else 1e-5)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     "name",
     [
@@ -175,7 +176,7 @@ def test_in_float64_to_the_last_digits(name, x64):
         assert float(jnp.max(jnp.abs(a - b))) < 1e-12 * float(jnp.max(jnp.abs(a)))
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", some(PUBLISHED, FULL))
 def test_published_networks_are_coupled_whole(name):
     net = FULL[name]()

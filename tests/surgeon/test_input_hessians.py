@@ -53,7 +53,7 @@ LAYERS = {  # (layer, shape of the weight, shape of the inputs, [b, i, i] of H)
 }  # fmt: skip
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_second_moment_gives_the_change_of_the_outputs(name, x64):
     layer, weight, inputs, (b, i) = LAYERS[name]

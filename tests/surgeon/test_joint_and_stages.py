@@ -55,7 +55,7 @@ def goes(select, sparsity, params):
     return round(sparsity * jp.trees.count(jp.trees.select_leaves(params, flags)))
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize(
     "name",
     [

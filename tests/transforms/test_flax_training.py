@@ -43,6 +43,7 @@ def maskings(mask):
     }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("container", [dict, freeze])
 @pytest.mark.parametrize("masking", ["freeze_pruned", "prune_gradually", "straight_through"])
 def test_linen_train_states_keep_their_pruned_weights_at_zero(masking, container):

@@ -22,6 +22,7 @@ def test_the_update_is_the_incoming_one_where_kept_and_minus_the_weight_where_pr
     np.testing.assert_array_equal(updates["w"], np.float32([7.0, 2.5, 0.0, -3.0e38]))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("update_dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_pruned_weights_land_on_exact_zero_in_one_step_whatever_the_dtypes(

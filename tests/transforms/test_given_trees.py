@@ -50,7 +50,7 @@ WORK = {
 }
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("masking", sorted(WORK.keys() - {"freeze_random"}))
 @pytest.mark.parametrize("name", sorted(TREES))
 def test_every_tree_keeps_its_structure_and_dtypes_and_half_of_its_kernel(name, masking):

@@ -32,7 +32,7 @@ def masks_over(tx, params, steps, update=None):
         yield params, jp.mask_of(state)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize(
     ("name", "every"), [*((name, 1) for name in sorted(SCHEDULES)), ("cubic", 3), ("linear", 5)]
 )
@@ -99,6 +99,7 @@ def counted(scores, calls):
     return saliency
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("every", "schedule", "expected"),
     [
@@ -170,6 +171,7 @@ SELECTIONS = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", sorted(SELECTIONS))
 def test_every_selection_prunes_its_own_share_inside_the_step(name):
     select, expected = SELECTIONS[name]

@@ -36,6 +36,7 @@ SALIENCIES = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", sorted(SALIENCIES))
 def test_a_saliency_that_needs_data_reads_the_batch_of_the_step(name):
     params, saliency = zoo.dense_params(), SALIENCIES[name]()

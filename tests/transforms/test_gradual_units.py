@@ -24,7 +24,8 @@ def problem():
     return params, x, jp.couple(apply, params, x)
 
 
-@pytest.mark.every(2)
+@pytest.mark.slow
+@pytest.mark.every(3)
 @pytest.mark.parametrize("scores", ["magnitude", "fisher"])
 def test_units_go_while_it_trains(problem, scores):
     params, x, coupling = problem

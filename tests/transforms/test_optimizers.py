@@ -26,7 +26,7 @@ def fit(tx, params, mask):
     return params, int(most), step
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @each_optimizer
 def test_pruned_weights_stay_exactly_zero_over_fifty_donated_steps_compiled_once(name):
     start, mask = zoo.masked_start()
@@ -38,7 +38,7 @@ def test_pruned_weights_stay_exactly_zero_over_fifty_donated_steps_compiled_once
     assert moved.sum() == mask["hidden"]["kernel"].sum()  # what is kept does train
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @each_optimizer
 def test_without_the_mask_the_same_optimizer_revives_pruned_weights(name):
     start, mask = zoo.masked_start()

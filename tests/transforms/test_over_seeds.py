@@ -30,7 +30,7 @@ def step_of(tx):
     return step
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize(
     "masking",
     [

@@ -54,6 +54,7 @@ def drawn(step, number, like):
     return np.asarray(jax.random.uniform(key, like.shape))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("grow", ["gradient", "random"])
 def test_masks_weights_and_momentum_are_those_of_a_numpy_double(grow):
     history = list(run(rigl(grow=grow), params(), 9))
@@ -119,6 +120,7 @@ SCOPES = {
 }
 
 
+@pytest.mark.every(3)
 @quick
 @pytest.mark.parametrize(
     ("name", "grow"), [("layer", "gradient"), ("own", "random"), ("chosen", "gradient")]

@@ -61,6 +61,7 @@ def trained(tx, steps, flip=None):
 IN_EVERY_RUN = ("adamw", "adafactor", "adagrad", "muon", "schedule_free", "sgd_nesterov")
 
 
+@pytest.mark.every(3)
 @quick
 @pytest.mark.parametrize(
     "name",
@@ -110,6 +111,7 @@ INSIDE = {
 }
 
 
+@pytest.mark.every(3)
 @quick
 @pytest.mark.parametrize("name", sorted(INSIDE))
 def test_wrappers_inside_have_the_moments_of_grown_weights_reset(name):
@@ -141,6 +143,7 @@ OUTSIDE = {
 }
 
 
+@pytest.mark.every(3)
 @quick
 @pytest.mark.parametrize("name", sorted(OUTSIDE))
 def test_wrappers_outside_find_the_mask_and_its_count(name):
@@ -168,6 +171,7 @@ TREES = {
 }
 
 
+@pytest.mark.every(3)
 @quick
 @pytest.mark.parametrize("name", sorted(TREES))
 def test_every_tree_keeps_its_structure_and_dtypes_and_half_of_its_kernel(name):

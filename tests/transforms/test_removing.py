@@ -99,7 +99,7 @@ def plan(batches, kept, each, floor, most, cost=None):
     return kept
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("each", "floor", "stop", "cost"),
     [(1, 1, None, None), (2, 2, None, None), (1, 1, 3, None), (3, 1, None, "flops")],
@@ -135,7 +135,7 @@ def test_the_lowest_units_since_the_last_removal_go(light, each, floor, stop, co
     assert sum(int((~flags).sum()) for flags in kept.values()) == most
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("kind", ["l1", "random", "taylor"])
 def test_other_signals_are_asked_when_units_go(light, kind):
     variables, coupling, x, y = light

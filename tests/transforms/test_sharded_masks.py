@@ -25,6 +25,7 @@ def check(found):
     assert not broken
 
 
+@pytest.mark.slow
 def test_sharded_parameters_have_masks_beside_them_with_the_bits_of_one_device():
     check(json.loads(run_module("tests.transforms.on_eight_devices", devices=8)))
 

@@ -48,6 +48,7 @@ def test_the_visible_parameters_are_the_masked_dense_ones_to_one_unit_in_the_las
     assert len(step.traces) == 1
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("optimizer", ["sgd_nesterov", "adam", "lion"])
 def test_dense_weights_follow_the_plain_optimizer_on_the_gradients_given(optimizer):
     # Without decay: decay looks at the parameters in the user's hands.

@@ -57,7 +57,7 @@ def composed(place, wrapper, masking):
     return optax.chain((WRAPPERS | BEFORE_ONLY)[wrapper](optimizer), masking)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize(("place", "wrapper", "masking"), PLACES)
 def test_the_mask_is_found_has_its_sparsity_and_is_obeyed(place, wrapper, masking):
     tx = composed(place, wrapper, zoo.TRANSFORMS[masking]())
