@@ -9,18 +9,7 @@ from flax import linen as nn
 
 import jaxprune as jp
 from tests.near import assert_near
-from tests.transforms import residual_net
 from tests.transforms.residual_net import INNER, MODEL, TRAIN, N, drawn, losses
-
-
-@pytest.fixture(scope="module")
-def problem():
-    return residual_net.problem()
-
-
-@pytest.fixture(scope="module")
-def light(problem):
-    return residual_net.light(problem)
 
 
 def slopes_of(problem, gates, train=TRAIN):

@@ -8,18 +8,7 @@ import optax
 import pytest
 
 import jaxprune as jp
-from tests.transforms import residual_net
 from tests.transforms.residual_net import INNER, MODEL, N, Net, losses
-
-
-@pytest.fixture(scope="module")
-def problem():
-    return residual_net.problem()
-
-
-@pytest.fixture(scope="module")
-def light(problem):
-    return residual_net.light(problem)
 
 
 def trainer(model, coupling, variables, x, y, every, stop=None, each=1):
