@@ -6,7 +6,6 @@ steps of a CheckpointManager. Leaves come back by name, as NumPy arrays.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -19,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxprune import trees
-from jaxprune.shrunk_checkpoint import by_name
+from jaxprune.checkpoint_contents import by_name, sha256
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax takes it off the name when all is written
 _STEP = re.compile(r"(?:.*[_-])?(\d+)")  # 7, 000007, checkpoint_7
@@ -80,7 +79,7 @@ class Stored(NamedTuple):
                 found |= {whole: data[name] for name, whole in inside.items()}
         with _damage(self.path):
             for name, array in found.items():
-                if self.hashes.get(name) not in (None, _sha256(array)):
+                if self.hashes.get(name) not in (None, sha256(array)):
                     raise ValueError(f"{trees.label(name)} has other bytes than were saved")
         # Checkpoints of `checkpoint` hold empty leaves by their shapes alone.
         empty = {n: np.zeros(*self.leaves[n]) for n in wanted if n not in found}
@@ -193,10 +192,6 @@ def _of_ours(folder: Path, step: int | None) -> Stored:
             leaves[name] = Shaped(tuple(shape), jax.numpy.dtype(dtype))
     left_out = {name: what for name, what in _OURS.items() if (folder / name).is_dir()}
     return Stored(folder, step, leaves, left_out, items, hashes)
-
-
-def _sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def _item(folder: Path, path: Path) -> Item:
