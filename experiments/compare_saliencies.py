@@ -289,8 +289,8 @@ def run(arguments: Arguments) -> Path:
     book = ledger.Ledger(out / f"{name}.json", config)
     comparison = Comparison(config, arguments.data_dir, book, work)
     with presenting.progress(len(config.methods) * len(config.sparsities) + 1) as advance:
-        comparison.dense()  # without it nothing goes on
         if not book.is_finished("dense"):
+            comparison.dense()  # without it nothing goes on
             with book.attempt("dense"):
                 comparison.run_dense()
         advance(1)
