@@ -131,17 +131,17 @@ def run(arguments: Arguments) -> Path:
 
 def run_seed(bench: Bench, told: Told) -> None:
     """Every arm of a seed that is not finished; what fails is recorded, and the others go on."""
-    config, dense, rate = bench.config, None, None
+    config, rate = bench.config, None
     with bench.attempt("dense"):
-        dense = bench.dense(told)
-    if dense is None:
+        bench.train(bench.dense_arm, told)
+    if not bench.has("dense"):
         return
     with bench.book.attempt(TRIALS):
-        rate = bench.tune_rate(dense, told)
+        rate = bench.tune_rate(told)
     if rate is not None:
         for signal in config.signals:
             with bench.attempt(tuned(signal, max(config.marks))):
-                bench.path(signal, rate, dense, told)
+                bench.path(signal, rate, told)
     for arm in bench.others():
         with bench.attempt(arm.name):
             bench.train(arm, told)

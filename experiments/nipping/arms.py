@@ -114,16 +114,20 @@ class Bench:
                 self.book.record(self.named(arm.name), {**found, "steps": arm.steps})
         return state
 
+    @property
+    def dense_arm(self) -> Scratch:
+        """The dense network."""
+        return Scratch("dense", self.config.shape, self.problem.dense_steps)
+
     def dense(self, told: Told) -> Any:
         """The dense network's variables."""
-        arm = Scratch("dense", self.config.shape, self.problem.dense_steps)
-        return jax.tree.map(np.asarray, variables_of(self._trained(arm, told)))
+        return jax.tree.map(np.asarray, variables_of(self._trained(self.dense_arm, told)))
 
     def attempt(self, name: str) -> AbstractContextManager[None]:
         """Work on a piece that may fail, see `Ledger.attempt`."""
         return self.book.attempt(self.named(name))
 
-    def tune_rate(self, dense: Any, told: Told) -> float:
+    def tune_rate(self, told: Told) -> float:
         """The rate of fine-tuning, chosen once and read then.
 
         Raises:
@@ -131,28 +135,26 @@ class Bench:
         """
         rates, (signal, *_) = self.config.tune_rates, self.config.signals
         if len(rates) > 1 and TRIALS not in self.book.pieces:
-            tried = {f"{rate:g}": self._tried(signal, rate, dense, told) for rate in rates}
+            tried = {f"{rate:g}": self._tried(signal, rate, told) for rate in rates}
             self.book.record(TRIALS, tried)
         tried = self.book.pieces.get(TRIALS, {})
         return best_rate(rates, tried)
 
-    def _tried(self, signal: str, rate: float, dense: Any, told: Told) -> float | None:
+    def _tried(self, signal: str, rate: float, told: Told) -> float | None:
         """The mean validation error at the marks of a path; None where the loss is not finite."""
         name = lambda mark: trial(rate, mark)
         try:
-            self._walk(signal, rate, name, dense, told)
+            self._walk(signal, rate, name, told)
         except FloatingPointError:
             return None
         found = (self.book.pieces[self.named(name(mark))] for mark in self.config.marks)
         return float(np.mean([piece["validation"] for piece in found]))
 
-    def path(self, signal: str, rate: float, dense: Any, told: Told) -> None:
+    def path(self, signal: str, rate: float, told: Told) -> None:
         """Fine-tune while units go; at every mark the network is measured and kept."""
-        self._walk(signal, rate, partial(tuned, signal), dense, told)
+        self._walk(signal, rate, partial(tuned, signal), told)
 
-    def _walk(
-        self, signal: str, rate: float, piece: Callable[[float], str], dense: Any, told: Told
-    ) -> None:
+    def _walk(self, signal: str, rate: float, piece: Callable[[float], str], told: Told) -> None:
         """A path, whose networks are recorded as `piece(mark)`."""
         counts = marks(self.config, self.problem)
         names = [(count, piece(mark)) for mark, count in counts.items()]
@@ -165,7 +167,7 @@ class Bench:
             for count in stages(self.config, most):
                 removal = Removal(signal, count - lost, rate)
                 program = self.programs(shape, steps_to(self.config, count), removal)
-                first = program.start(dense) if first is None else first
+                first = program.start(self.dense(told)) if first is None else first
                 run = Fit(program, self.seed, self.folder(path) / str(lost), first)
                 stage = Stage(program, lost, run.begun, flops)
                 see = partial(self._see, stage, names)
@@ -185,21 +187,25 @@ class Bench:
         """Record the network at a mark: its checkpoint, really smaller, its errors and steps."""
         at = stage.lost + gone(kept_of(state))
         for name in (name for count, name in names if count == at and not self.has(name)):
-            coupling, kept = self.problem.coupled(stage.program.shape), kept_of(state)
+            coupling, kept, left = self._left(stage.program, state)
             small = jp.structure.shrink_units(variables_of(state), kept, coupling)
-            left = self.problem.shape_with(jp.structure.width_profile(coupling, kept))
             jp.checkpoint.save(self.folder(name), small, step=step, keep=1)
             found = self.measured(left, small)
             spent = {"steps": step, "flops": stage.flops_at(step)}
             self.book.record(self.named(name), {**found, **spent})
 
+    def _left(self, program: Program, state: State) -> tuple[jp.Coupling, Kept, Shape]:
+        """How the program's network is coupled, which units it keeps, and what those make."""
+        coupling, kept = self.problem.coupled(program.shape), kept_of(state)
+        left = self.problem.shape_with(jp.structure.width_profile(coupling, kept))
+        return coupling, kept, left
+
     def _smaller(self, program: Program, state: State) -> tuple[Shape, State]:
         """The network without its masked units, and all that its run carries likewise."""
-        coupling = self.problem.coupled(program.shape)
-        kept, whole = kept_of(state), variables_of(state)
+        coupling, kept, left = self._left(program, state)
+        whole = variables_of(state)
         mask = coupling.mask(kept, whole)
         small, opt_state = jp.shrink(whole, mask, coupling, state.opt_state)
-        left = self.problem.shape_with(jp.structure.width_profile(coupling, kept))
         params, stats = small["params"], small["batch_stats"]
         return left, state._replace(params=params, stats=stats, opt_state=opt_state)
 

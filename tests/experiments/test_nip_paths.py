@@ -26,7 +26,8 @@ def walked(folder, **changes):
     book = ledger.Ledger(folder / "book.json", problem.config)
     bench = Bench(problem, cache(partial(Program, problem)), book, folder, 0)
     dense, steps = problem.init(CONFIG.shape, jax.random.key(5)), []
-    bench.path("fisher", 8e-4, dense, lambda count, what: steps.append(count))
+    bench.dense = lambda told: dense
+    bench.path("fisher", 8e-4, lambda count, what: steps.append(count))
     return json.loads(book.path.read_text())["pieces"], sum(steps)
 
 
