@@ -1,0 +1,1 @@
+"""Networks that others trained, as trees of arrays, and how good they are."""
