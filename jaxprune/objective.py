@@ -135,11 +135,10 @@ def by_leaves(params: Params) -> tuple[list[Any], Callable[[list[Any]], Params],
 
 
 def gradient(objective: MeanLoss, params: Params, batch: Batch) -> PyTree:
-    """The gradient in every real floating leaf, in score precision; zeros for other leaves."""
+    """The gradient in every real floating leaf, in that leaf's dtype; zeros for other leaves."""
     leaves, merge, flags = by_leaves(params)
     grads = jax.grad(lambda some: objective(merge(some), batch))(leaves)
-    wide = [g.astype(trees.score_dtype(g)) for g in grads]
-    return filled(params, flags, wide)
+    return filled(params, flags, grads)
 
 
 def filled(params: Params, flags: list[bool], new: list[Any]) -> PyTree:

@@ -121,11 +121,10 @@ def _prune_units(
 
 def scores_of(saliency: ScoreFunction, select: Selection, params: Params, batch: Batch) -> Scores:
     """A saliency's scores; inside jit formed as they are read, where both sides can do that."""
-    entry = getattr(saliency, "entry", None)
-    if entry is None or not select.takes_formed or not trees.is_traced(params):
+    formed = getattr(saliency, "formed", None)
+    if formed is None or not select.takes_formed or not trees.is_traced(params):
         return saliency(params, batch)
-    form = lambda leaf: Formed((jnp.asarray(leaf),), entry, trees.score_dtype(leaf))
-    return jax.tree.map(form, params)
+    return formed(params, batch)
 
 
 def candidates(

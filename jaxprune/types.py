@@ -72,13 +72,14 @@ class Saliency:
     Attributes:
       measure: `(params, batch) -> Stats`.
       score: `(params, stats) -> Scores`.
-      entry: where an entry's score depends on that entry alone, the function `leaf -> scores`: a
-        Pruner inside jit then need not keep the scores, see `Formed`. Otherwise None.
+      formed: where an entry's score depends on that entry of the parameters and of what was
+        measured alone, `(params, batch) -> scores` that are formed as they are read: a Pruner
+        inside jit then need not keep them, see `Formed`. Otherwise None.
     """
 
     measure: Callable[[Params, Batch], Stats]
     score: Callable[[Params, Stats], Scores]
-    entry: Callable[[Any], jax.Array] | None = None
+    formed: Callable[[Params, Batch], Scores] | None = None
 
     def __call__(self, params: Params, batch: Batch = None) -> Scores:
         """`score(params, measure(params, batch))`."""

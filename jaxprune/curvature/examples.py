@@ -102,11 +102,11 @@ def mean_over_examples(
     plans: dict[Any, Plan] = {}
     run = jax.jit(sums, static_argnums=2)
     add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
-    divide = jax.jit(lambda total, n: jax.tree.map(lambda x: x / n, total), static_argnums=1)
+    divide = jax.jit(_divided, static_argnums=1)
 
     @partial(jax.jit, static_argnums=(2, 3))
     def whole(params: Params, batch: Batch, independent: bool, n: int) -> PyTree:
-        return jax.tree.map(lambda x: x / n, sums(params, batch, independent))
+        return _divided(sums(params, batch, independent), n)
 
     def mean(params: Params, batch: Batch) -> PyTree:
         inputs, targets = objective.split_batch(batch)
@@ -133,9 +133,19 @@ def mean_over_examples(
                 total = jax.tree.map(jnp.add, total, one(part))
         else:
             total = _scanned(one, batch, size, n)
-        return jax.tree.map(lambda x: x / n, total)
+        return _divided(total, n)
 
     return mean
+
+
+def _divided(sums: PyTree, n: int) -> PyTree:
+    """Sums over n examples as means.
+
+    Where XLA knows n it multiplies by 1 / n: rounded twice, and so cheap that it is done again for
+    every reader of a mean, with the sums kept beside it.
+    """
+    held = jax.lax.optimization_barrier(jnp.asarray(n, trees.count_dtype(n)))
+    return jax.tree.map(lambda x: x / held.astype(x.dtype), sums)
 
 
 def _planned(

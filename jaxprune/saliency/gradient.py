@@ -48,7 +48,7 @@ def taylor(apply: Any, loss: Loss | None = None) -> Saliency:
     def score(params: Params, gradient: PyTree) -> Scores:
         return jax.tree.map(lambda w, g: jnp.square(objective.wide(w) * g), params, gradient)
 
-    return from_means(_mean_gradient(apply, loss), score)
+    return from_means(_mean_gradient(apply, loss), score, entrywise=True)
 
 
 def snip(apply: Any, loss: Loss | None = None) -> Saliency:

@@ -8,38 +8,80 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import objective
-from jaxprune.types import Batch, Batches, Params, Saliency, Scores, Stats
+from jaxprune import objective, trees
+from jaxprune.types import Batch, Batches, Formed, Params, Saliency, Scores, Stats
 
 
 def from_means(
-    means: Callable[[Params, Batch], Any], score: Callable[[Params, Any], Scores]
+    means: Callable[[Params, Batch], Any],
+    score: Callable[[Params, Any], Scores],
+    *,
+    entrywise: bool = False,
 ) -> Saliency:
     """A saliency from a function that returns means over examples, and a score of such means.
 
-    What is stored are sums, `N * means`, so that stats of several batches add to those of one big
-    batch; `score` sees the means over everything that was added.
+    What is stored are sums, `N * means` in score precision, so that stats of several batches add to
+    those of one big batch; `score` sees the means over everything that was added.
+
+    Args:
+      means: `(params, batch) -> means`.
+      score: `(params, means) -> scores`.
+      entrywise: means are a tree like `params` or a container of such trees, and every score is
+        a product of that entry of them and of `params`. So `score` takes a bare leaf too, and is
+        the same to the last bit wherever it is formed: XLA may fuse a sum with a product, and
+        not in every place alike.
     """
 
     def measure(params: Params, batch: Batch) -> Stats:
         n = objective.batch_size(batch)
-        return Stats(jnp.int32(n), jax.tree.map(lambda x: x * n, means(params, batch)))
+        sums = jax.tree.map(lambda x: _wide(x) * n, means(params, batch))
+        return Stats(jnp.int32(n), sums)
 
     def score_sums(params: Params, stats: Stats) -> Scores:
         return score(params, jax.tree.map(lambda x: x / stats.count, stats.sums))
 
-    return Saliency(measure, jax.jit(score_sums))
+    def formed(params: Params, batch: Batch) -> Scores:
+        n, found = objective.batch_size(batch), means(params, batch)
+
+        def leaf(w: Any, of: Any) -> Formed:
+            parts, kind = jax.tree.flatten(of)
+
+            def form(w: Any, *parts: Any) -> jax.Array:  # as measured, then scored
+                sums = kind.unflatten([_wide(x) * n for x in parts])
+                return score_sums(w, Stats(jnp.int32(n), sums))
+
+            return Formed((jnp.asarray(w), *parts), form, trees.score_dtype(w))
+
+        like = jax.tree.structure(params)
+        kind = jax.tree.structure(found, is_leaf=lambda tree: jax.tree.structure(tree) == like)
+        return jax.tree.map(leaf, params, jax.tree.transpose(kind, like, found))
+
+    return Saliency(measure, jax.jit(score_sums), formed if entrywise else None)
+
+
+def _wide(mean: Any) -> jax.Array:
+    return jnp.asarray(mean).astype(trees.score_dtype(mean))
 
 
 def without_data(
     score: Callable[[Params], Scores], entry: Callable[[Any], jax.Array] | None = None
 ) -> Saliency:
-    """A saliency that looks at the parameters alone; its batch may be None."""
+    """A saliency that looks at the parameters alone; its batch may be None.
+
+    Args:
+      score: `params -> scores`.
+      entry: where every score depends on that entry alone, `leaf -> scores` of one leaf.
+    """
 
     def measure(params: Params, batch: Batch) -> Stats:
         return Stats(jnp.int32(0), ())
 
-    return Saliency(measure, jax.jit(lambda params, stats: score(params)), entry)
+    def formed(params: Params, batch: Batch) -> Scores:
+        form = lambda leaf: Formed((jnp.asarray(leaf),), entry, trees.score_dtype(leaf))
+        return jax.tree.map(form, params)
+
+    scored = jax.jit(lambda params, stats: score(params))
+    return Saliency(measure, scored, None if entry is None else formed)
 
 
 def add(first: Stats, second: Stats) -> Stats:

@@ -50,7 +50,7 @@ def optimal_brain_damage(curvature: Curvature) -> Saliency:
         return _halved(params, diagonal.mean)
 
     # A curvature of ours offers its mean without the second moment, which this does not read.
-    return from_means(getattr(curvature, "mean_only", curvature), score)
+    return from_means(getattr(curvature, "mean_only", curvature), score, entrywise=True)
 
 
 def fisher(curvature: Curvature) -> Saliency:

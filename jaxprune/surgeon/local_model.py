@@ -102,7 +102,9 @@ def _mean_gradient(apply: Apply, mean: objective.MeanLoss) -> Callable[[Params, 
 
     def sums(params: Params, batch: Batch, independent: bool) -> PyTree:
         n = objective.batch_size(batch)
-        return jax.tree.map(lambda g: n * g, objective.gradient(mean, params, batch))
+        return jax.tree.map(
+            lambda g: n * objective.wide(g), objective.gradient(mean, params, batch)
+        )
 
     return mean_over_examples(apply, sums, lambda outputs, targets: 1, None)
 

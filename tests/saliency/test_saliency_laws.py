@@ -17,6 +17,7 @@ SPLITS = [(2, 2, 1), (1, 2, 2), (1, 1, 1, 2), (1, 1, 1, 1, 1)]
 STEP_BY_STEP = ("magnitude", "lamp", "taylor", "snip")  # the others take minutes without jit
 MEASURED = [name for name, row in SALIENCIES.items() if row.data]
 WITH_FORMULA = [name for name, row in SALIENCIES.items() if row.formula is not None]
+FORMED = [name for name, row in SALIENCIES.items() if row.make(cluttered()).formed is not None]
 # A standard deviation is the root of a difference of means: roundings of the means weigh more.
 ROUNDINGS = {"obd-sd, damage spread": 1e4, "obd-sd, gradient variance": 1e3}
 
@@ -88,6 +89,19 @@ def test_inside_jit_and_outside_the_scores_are_the_same(name):
         with jax.disable_jit():
             off = made(name)(problem.params, problem.batch)
         near(flat(problem.params, off), scored(name), jnp.float32, roundings)
+
+
+@pytest.mark.every(5)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", FORMED)
+def test_scores_formed_as_they_are_read_are_those_kept_in_memory_to_the_last_bit(name, dtype):
+    saliency, problem = made(name), cluttered(dtype)
+    read = lambda tree: jax.tree.map(
+        lambda leaf: leaf.read(), tree, is_leaf=lambda leaf: isinstance(leaf, jp.types.Formed)
+    )
+    formed = jax.jit(lambda params, batch: read(saliency.formed(params, batch)))
+    kept = jax.jit(saliency)(problem.params, problem.batch)
+    assert_trees_equal(formed(problem.params, problem.batch), kept)
 
 
 @pytest.mark.every(3)

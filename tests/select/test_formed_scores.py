@@ -79,3 +79,27 @@ def test_they_take_no_memory_beside_the_tree_and_its_mask():
     memory = run.lower(tree).compile().memory_analysis()
     extra = memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
     assert extra < 1.2 * jp.trees.count(tree)  # a byte a parameter is the mask
+
+
+def net(params, x):
+    for kernel in params.values():
+        x = jnp.tanh(x @ kernel)
+    return x
+
+
+def squares(outputs, targets):
+    return jnp.sum(jnp.square(outputs.astype(jnp.float32) - targets), axis=1)
+
+
+def test_scores_of_gradients_are_not_kept_beside_the_gradients():
+    tree = {name: jax.ShapeDtypeStruct((512, 512), jnp.bfloat16) for name in "abcd"}
+    batch = (jnp.ones((4, 512), jnp.bfloat16), jnp.ones((4, 512)))
+    taylor = jp.saliency.taylor(net, squares)
+
+    def beside(scores):
+        prune = jp.one_shot(scores, jp.select.lowest())
+        run = jax.jit(lambda p, batch: prune(p, batch, sparsity=0.5)[:2], donate_argnums=0)
+        memory = run.lower(tree, batch).compile().memory_analysis()
+        return memory.temp_size_in_bytes / jp.trees.count(tree)
+
+    assert beside(taylor) < beside(kept_in_memory(taylor)) - 1
