@@ -40,7 +40,7 @@ from experiments.problems import PROBLEMS
 WORK = Path(__file__).parent / "runs"  # raw results, not committed
 
 _CPU = Config(
-    model="g2p-en", preset="cpu", seeds=3, calibration=4096, scored=512, test=4000,
+    model="g2p-en", preset="cpu", seeds=3, calibration=4096, scored=512, test=2500,
     weights=(
         "magnitude", "magnitude, global", "Fisher", "Wanda", "ExactOBS",
         "magnitude, 2:4", "Wanda, 2:4", "ExactOBS, 2:4",

@@ -7,7 +7,9 @@ the gates reset, update, new one after the other.
 Words are CMUdict's (`experiments.data.cmudict`), on which the network was trained: which words its
 authors held out is not published. So the test words are held out from pruning and fine-tuning, not
 from the network. A word is right if what greedy decoding says is one of the dictionary's
-pronunciations; phoneme errors are edits to the nearest of them, over its length.
+pronunciations; phoneme errors are edits to the nearest of them, over its length. Dense, of all
+12,534 test words: 68.58 % right and 9.96 % phoneme errors (67.98 and 10.20 with the first
+pronunciation alone); of the training words no more.
 """
 
 from __future__ import annotations
