@@ -49,40 +49,38 @@ _CPU = Config(
     steps=64, batch=64, rates=(3e-3, 1e-3, 3e-4),
 )  # fmt: skip
 _more = partial(
-    replace,
-    preset="full",
-    seeds=5,
-    calibration=32_768,
-    scored=2048,
-    test=20_000,
-    steps=2000,
-    batch=128,
+    replace, preset="full", seeds=5, steps=2000, batch=128,
     sparsities=(0.5, 0.6, 0.7, 0.8, 0.9, 0.95),
-    budgets=(0.9, 0.75, 0.5, 0.35, 0.25),
-)
+)  # fmt: skip
 _SMOKE = replace(
     _CPU, model="toy", preset="smoke", seeds=2, calibration=64, scored=32, test=64,
     weights=("magnitude", "Wanda", "ExactOBS", "magnitude, 2:4"), sparsities=(0.8,),
     units=("magnitude", "Fisher, rebuilt"), budgets=(0.5,), steps=8, batch=16,
     rates=(1e-2, 1e-3), timed=(8,),
 )  # fmt: skip
-# Millions of weights: a surgeon that eliminates columns in blocks, fewer and smaller draws.
+# Hundreds of MFLOP an example: a surgeon that eliminates in blocks, fewer and smaller draws.
 _LARGE = replace(
-    _CPU, model="minilm", calibration=1024, scored=128, test=1000,
+    _CPU, calibration=256, scored=64, test=256,
     weights=("magnitude", "Wanda", "SparseGPT", "SparseGPT, 2:4"),
-    sparsities=(0.5, 0.7), units=("magnitude", "Fisher"), budgets=(0.9, 0.75), steps=32,
+    sparsities=(0.5, 0.7), units=("magnitude", "Fisher"), budgets=(0.75, 0.5), steps=24,
     batch=16, rates=(3e-4, 1e-4), timed=(1, 16),
 )  # fmt: skip
 _SHAPES = {
     "toy": replace(_CPU, model="toy", calibration=1024, test=360),
     "g2p-en": _CPU,
-    "magika": replace(_CPU, model="magika"),
-    "minilm": _LARGE,
+    "magika": replace(_LARGE, model="magika"),
+    # Its rows of words are half of all parameters, and stay.
+    "minilm": replace(_LARGE, model="minilm", budgets=(0.85, 0.7)),
 }
 PRESETS: dict[str, dict[str, Config]] = {
     "smoke": {name: replace(_SMOKE, model=name) for name in networks.NETWORKS},
     "cpu": _SHAPES,
-    "full": {name: _more(config) for name, config in _SHAPES.items()},
+    "full": {
+        "toy": _more(_SHAPES["toy"]),
+        "g2p-en": _more(_CPU, calibration=32_768, scored=2048, test=20_000),
+        "magika": _more(_SHAPES["magika"], calibration=2048, scored=256, test=2000),
+        "minilm": _more(_SHAPES["minilm"], calibration=8192, scored=512, test=2000),
+    },
 }
 
 

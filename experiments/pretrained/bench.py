@@ -61,7 +61,7 @@ class Bench:
     def scores(self, method: str) -> Any:
         """The scores of the dense network's weights, or units; made once."""
         if method not in self._scores:
-            saliency = self.tools.saliency(method)
+            saliency = self.tools.saliency(method, self.net.loss)
             self._scores[method] = jax.block_until_ready(saliency(self.net.params, self.batch))
         return self._scores[method]
 

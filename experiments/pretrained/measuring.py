@@ -115,7 +115,6 @@ def _arrays(bench: Bench, name: str, widths: dict[str, int] | None) -> Params:
         return bench.of_widths(widths)
     if name != MASKED:
         return bench.net.params
-    prunable = bench.net.prunable
-    prune = jp.one_shot(jp.saliency.magnitude(), jp.select.lowest("layer", prunable=prunable))
+    prune = jp.one_shot(jp.saliency.magnitude(), bench.tools.selection("layer"))
     found = prune(bench.net.params, sparsity=max(bench.config.sparsities))
     return jax.block_until_ready(found.params)

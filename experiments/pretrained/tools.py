@@ -11,7 +11,7 @@ import jaxprune as jp
 from experiments.pretrained.arms import PATTERN
 from experiments.pretrained.model import Pretrained
 from experiments.pretrained.tuning import Steps
-from jaxprune.types import Pruner, Saliency, Selection
+from jaxprune.types import Loss, Pruner, Saliency, Selection
 
 
 class Tools:
@@ -43,17 +43,21 @@ class Tools:
         """The axis of every layer's weight that counts its outputs."""
         return jp.saliency.output_axes(self.net.apply, self.net.params, self.few(2))
 
-    def _saliency(self, method: str) -> Saliency:
-        """A saliency by its name."""
+    def prunable(self, name: str, leaf: Any) -> bool:
+        """The kernels of layers among what is prunable: rows that are looked up stay whole."""
+        return name in self.output_axes and self.net.prunable(name, leaf)
+
+    def _saliency(self, method: str, loss: Loss) -> Saliency:
+        """A saliency by its name; a draw may have a loss of its own."""
         net, known = self.net, jp.saliency
         if method == "unit magnitude":
             return known.unit_magnitude(self.coupling, prunable=net.prunable)
         if method == "unit fisher":
-            return known.unit_fisher(self.coupling, net.loss)
+            return known.unit_fisher(self.coupling, loss)
         if method == "fisher":
-            return known.fisher(jp.curvature.fisher_diagonal(net.apply, net.loss))
+            return known.fisher(jp.curvature.fisher_diagonal(net.apply, loss))
         if method == "taylor":
-            return known.taylor(net.apply, net.loss)
+            return known.taylor(net.apply, loss)
         return known.wanda(net.apply) if method == "wanda" else known.magnitude()
 
     def _surgeon(self, method: str, scope: str) -> Pruner:
@@ -63,7 +67,7 @@ class Tools:
 
     def _selection(self, scope: Any) -> Selection:
         """Which weights compete."""
-        prunable = self.net.prunable
+        prunable = self.prunable
         if scope == PATTERN:
             return self.pattern()
         if scope == "output":
@@ -78,7 +82,7 @@ class Tools:
         """
         axes = {}
         for name, leaf in jp.trees.named_leaves(self.net.params):
-            if name in self.output_axes and self.net.prunable(name, leaf):
+            if self.prunable(name, leaf):
                 axis = -2 if self.output_axes[name] == leaf.ndim - 1 else 1 - leaf.ndim
                 if leaf.shape[axis] % 4 == 0:
                     axes[name] = axis
