@@ -63,6 +63,61 @@ def test_no_rounding_makes_a_late_step_overshoot():
         assert jax.jit(rise)(late) <= np.float32(0.9)
 
 
+@pytest.mark.parametrize("make", RISING)
+def test_no_rounding_makes_the_end_fall_short(make):
+    # .01 + (.05 - .01) * 1 is below .05 in float32, and stays there for a while after the end.
+    held = jax.vmap(make(0.05, 1000, initial=0.01))(jnp.array([1000, 1001, 1002, 2000]))
+    np.testing.assert_array_equal(held, [np.float32(0.05)] * 4)
+    # And .05 + (.21 - .05) * 1 is below .21 in float64.
+    rise = make(0.21, 10**9, initial=0.05)
+    assert {rise(10**9 + after) for after in (0, 1, 100)} == {0.21}
+
+
+@pytest.mark.parametrize("make", RISING)
+def test_by_default_a_schedule_rises_from_0_at_step_0(make):
+    rise = make(0.9, 10)
+    assert (rise(-1), rise(0)) == (0, 0)
+    assert rise(1) == make(0.9, 10, begin=0, initial=0.0)(1) > 0
+
+
+def test_the_fraction_that_decays_is_whole_before_step_0():
+    fall = schedule.cosine_decay(0.3, 10)
+    assert fall(-5) == fall(0) == 0.3
+    assert jax.jit(fall)(-5) == np.float32(0.3)
+
+
+def test_a_fraction_outside_zero_to_one_is_refused():
+    for bad in (-0.1, -1, 1, 1.0, float("nan"), True, False):
+        with pytest.raises(ValueError, match=f"dropped, in .*; got {bad!r}"):
+            schedule.cosine_decay(bad, 10)
+
+
+@pytest.mark.parametrize("final", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("many", [1, 3, 7])
+def test_each_leaf_has_its_turn_and_its_ends_are_exact(many, final):
+    own = list(schedule.in_turn([str(i) for i in range(many)], final).values())
+    inside = jax.jit(lambda s: jnp.stack([at(s) for at in own]))
+    for done in range(many + 1):  # so many turns are over, and the others have not begun
+        ends = np.array([final] * done + [0.0] * (many - done))
+        reached = final * done / many
+        np.testing.assert_array_equal([at(reached) for at in own], ends)
+        np.testing.assert_array_equal([at(np.float32(reached)) for at in own], ends)
+        np.testing.assert_array_equal(inside(reached), ends.astype(np.float32))
+    for reached in np.random.default_rng(many).random(20) * final:
+        passed = np.clip(reached * many / (final or 1) - np.arange(many), 0, 1)
+        plain = [at(reached) for at in own]
+        np.testing.assert_allclose(plain, final * passed, rtol=0, atol=0.51e-6)
+        np.testing.assert_allclose(inside(reached), plain, rtol=0, atol=1e-6 + many * EPS)
+
+
+def test_bad_turns_are_refused():
+    for names in ([], ["a", "a"]):
+        with pytest.raises(ValueError, match="at least one, and none twice"):
+            schedule.in_turn(names, 0.5)
+    with pytest.raises(ValueError, match=r"final sparsity .* got 1\.0"):
+        schedule.in_turn(["a"], 1.0)
+
+
 def test_constant_is_constant():
     assert schedule.constant(0.9)(0) == schedule.constant(0.9)(10**9) == 0.9
     np.testing.assert_array_equal(inside_jit(schedule.constant(0.5), 3), [0.5] * 3)
