@@ -40,7 +40,7 @@ class Config:
       test: examples that networks are measured on.
       weights, sparsities: ways of `WEIGHTS`, and shares of prunable weights that go.
       units, budgets: ways of `UNITS`, and shares of all parameters that stay.
-      steps, batch, rates: of fine-tuning; one rate of these is chosen for weights, one for units.
+      steps, batch, rates: of fine-tuning; every arm has one of these rates.
       timed: examples of a call whose milliseconds are measured.
     """
 
@@ -99,13 +99,3 @@ def arms(config: Config) -> list[Arm]:
     found = [Arm("weights", way, size) for size in config.sparsities for way in free]
     found += [Arm("weights", way, 0.5) for way in config.weights if way not in free]
     return found + [Arm("units", way, size) for size in config.budgets for way in config.units]
-
-
-def trial(config: Config, family: str) -> Arm:
-    """The arm that a family's rate is chosen with: its first way at its middle size."""
-    ways, sizes = (
-        (config.weights, config.sparsities)
-        if family == "weights"
-        else (config.units, config.budgets)
-    )
-    return Arm(family, ways[0], sorted(sizes)[len(sizes) // 2])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import jax
@@ -33,13 +33,14 @@ class Bench:
         first = jax.tree.map(lambda x: x[: config.scored], (net.inputs, net.targets))
         self.batch: tuple[Any, Any] = first
         self._scores: dict[str, Any] = {}
+        self.prune = lru_cache(maxsize=1)(self._prune)
 
     @cached_property
     def distillation(self) -> Distillation:
         """Fine-tuning, with the dense outputs of this draw."""
         return Distillation(self.net, self.tools.steps, self.config.batch, self.seed)
 
-    def prune(self, arm: Arm) -> Small:
+    def _prune(self, arm: Arm) -> Small:
         """The dense network under an arm.
 
         Raises:

@@ -9,7 +9,7 @@ import jax
 
 import jaxprune as jp
 from experiments.ledger import Ledger
-from experiments.pretrained.arms import Arm, Config, Small, arms, trial
+from experiments.pretrained.arms import Arm, Config, Small, arms
 from experiments.pretrained.bench import Bench
 from jaxprune.types import Params
 
@@ -24,13 +24,13 @@ def measure_dense(bench: Bench) -> dict[str, Any]:
     return {"test": bench.net.quality(params), "source": bench.net.source, **_costs(bench, small)}
 
 
-def try_rates(bench: Bench, family: str) -> dict[str, float | None]:
+def try_rates(bench: Bench, arm: Arm) -> dict[str, float | None]:
     """Of each rate the distance to the dense outputs after a trial; None where it is not finite.
 
     Raises:
       FloatingPointError: it is finite for none.
     """
-    small = bench.prune(trial(bench.config, family))
+    small = bench.prune(arm)
     found: dict[str, float | None] = {}
     for rate in bench.config.rates:
         try:
@@ -40,6 +40,11 @@ def try_rates(bench: Bench, family: str) -> dict[str, float | None]:
             found[f"{rate:g}"] = None
     chosen(found)
     return found
+
+
+def rates(arm: Arm) -> str:
+    """The piece with what the rates of an arm came to."""
+    return f"rates {arm.name}"
 
 
 def chosen(tried: Mapping[str, float | None]) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.ledger import Ledger
 from experiments.presenting import show_page
 from experiments.pretrained.arms import Arm, Config, arms
-from experiments.pretrained.measuring import MASKED, chosen
+from experiments.pretrained.measuring import MASKED, chosen, rates
 from experiments.tables import difference, markdown, percent, spread, with_failed
 from jaxprune.reporting import mean_and_spread
 
@@ -56,13 +56,13 @@ def row(config: Config, pieces: Pieces, arm: Arm) -> list[str]:
         for level in LEVELS
     ]
     piece = next(iter(seeds_of(config, pieces, arm).values()))
-    return [*qualities, against_first(config, pieces, arm), *costs(piece)]
+    return [*qualities, against_first(config, pieces, arm), rate(pieces, arm), *costs(piece)]
 
 
 def dense_row(pieces: Pieces) -> list[str]:
     """The same of the dense network."""
     qualities = [text for v in pieces["dense"]["test"].values() for text in (f"{v:.2f}", "-")]
-    return [*qualities, "-", *costs(pieces["dense"])]
+    return [*qualities, "-", "-", *costs(pieces["dense"])]
 
 
 def table(config: Config, pieces: Pieces, family: str) -> str:
@@ -72,7 +72,7 @@ def table(config: Config, pieces: Pieces, family: str) -> str:
     share = "parameters left" if units else "pruned"
     count = "parameters" if units else "weights and biases left"
     way, first = "way", config.units[0] if units else config.weights[0]
-    head = [share, way, *measures, f"tuned, minus {first}", count, "KiB", "MFLOP"]
+    head = [share, way, *measures, f"tuned, minus {first}", "rate", count, "KiB", "MFLOP"]
     clock = pieces.get("milliseconds", {}) if units else {}
     sizes = [str(size) for size in config.timed] if clock else []
     head += [f"ms, {size} at once" for size in sizes]
@@ -106,12 +106,9 @@ def clock_table(config: Config, pieces: Pieces) -> str:
     return markdown(head, rows)
 
 
-def rate_line(pieces: Pieces, family: str) -> str:
-    """How the rate of a family was chosen."""
-    tried = pieces[f"rates {family}"]
-    say = lambda value: "not finite" if value is None else f"{value:.4g}"
-    told = ", ".join(f"{rate}: {say(value)}" for rate, value in tried.items())
-    return f"{family} at {chosen(tried):g} ({told})"
+def rate(pieces: Pieces, arm: Arm) -> str:
+    """The rate that an arm was tuned at."""
+    return f"{chosen(pieces[rates(arm)]):g}"
 
 
 def document(config: Config, book: Ledger) -> str:
@@ -119,7 +116,7 @@ def document(config: Config, book: Ledger) -> str:
     pieces, hardware = book.pieces, book.made_on
     if "dense" not in pieces:
         return with_failed("Nothing is finished yet.\n", book.failed)
-    rates = [rate_line(pieces, f) for f in ("weights", "units") if f"rates {f}" in pieces]
+    tried = ", ".join(f"{rate:g}" for rate in config.rates)
     most = percent(max(config.sparsities))
     parts = [
         f"## {config.model} ({config.preset})",
@@ -127,8 +124,8 @@ def document(config: Config, book: Ledger) -> str:
         f"examples, the first {config.scored:,} of them for scores and surgeons: mean ± sample "
         f"standard deviation on the same {config.test:,} test examples, in per cent. Tuned: "
         f"{config.steps:,} steps of Adam on {config.batch} examples towards the dense outputs, "
-        f"without labels; {'; '.join(rates)}: mean distance to the dense outputs after a trial, on "
-        "a quarter of the first draw that trials are not trained on.",
+        f"without labels, at the rate of {tried} that came nearest to them in trials on the first "
+        "draw, on a quarter of it that trials do not train on.",
         f"`python experiments/pretrained_models.py --model {config.model} --preset "
         f"{config.preset}`; {hardware['device']} ({hardware['platform']}, {hardware['cores']} "
         f"cores), jax {hardware['jax']}, float32.",

@@ -123,9 +123,9 @@ def test_every_way_runs_by_its_name(tmp_path, monkeypatch):
 
 
 def test_the_rate_is_chosen_without_test_examples_and_the_one_that_diverges_never(bench):
-    config = replace(CONFIG, rates=(1e30, 1e-2))
+    config, arm = replace(CONFIG, rates=(1e30, 1e-2)), Arm("weights", "magnitude", 0.8)
     blind = bench.net._replace(quality=lambda _: pytest.fail("looked at test examples"))
-    tried = measuring.try_rates(Bench(config, blind, 0, bench.tools), "weights")
+    tried = measuring.try_rates(Bench(config, blind, 0, bench.tools), arm)
     assert tried["1e+30"] is None
     assert measuring.chosen(tried) == 0.01
     with pytest.raises(FloatingPointError, match="Lower `rates`"):
