@@ -78,12 +78,32 @@ def test_a_mask_zeroes_and_keeps_bits_dtypes_and_what_cannot_be_zero():
     assert_trees_equal(trees.apply_mask(masked, mask), masked)
 
 
+def test_the_full_mask_keeps_every_value_inside_jit_and_outside():
+    params = {
+        "float": jnp.array([-jnp.inf, -2, -1, -0.5, -0.0, 0, 0.5, 1, 2, jnp.inf, jnp.nan]),
+        "int": jnp.array([-2, 0, 2]),
+        "key": jax.random.split(jax.random.key(0)),
+        "number": 0.5,
+    }
+    whole = {name: jnp.ones(jnp.shape(leaf), bool) for name, leaf in params.items()}
+    assert_trees_equal(trees.full_mask(params), whole)
+    assert_trees_equal(jax.jit(trees.full_mask)(params), whole)
+
+
+def test_either_the_parameters_or_the_mask_alone_may_be_traced():
+    params, mask = [jnp.array([1.0, 2.0])], [jnp.array([True, False])]
+    expected = trees.apply_mask(params, mask)
+    assert_trees_equal(jax.jit(lambda m: trees.apply_mask(params, m))(mask), expected)
+    assert_trees_equal(jax.jit(lambda p: trees.apply_mask(p, mask))(params), expected)
+
+
 def test_counts_are_exact_integers_inside_jit_and_outside():
     rng = np.random.default_rng(0)
     mask = [jnp.asarray(rng.random(s) < 0.7) for s in ((1000, 17), (3,), (), (0, 4))]
     kept = sum(int(np.asarray(m).sum()) for m in mask)
     assert trees.count(mask) == 17_004
     assert (trees.keep(mask), trees.drop(mask)) == (kept, 17_004 - kept)
+    assert trees.keep([np.asarray(m) for m in mask] + [True, False]) == kept + 1
     inside = jax.jit(lambda m: (trees.keep(m), trees.drop(m), trees.sparsity(m)))(mask)
     assert inside[0].dtype == jnp.int32
     assert (int(inside[0]), int(inside[1])) == (kept, 17_004 - kept)

@@ -1,9 +1,20 @@
 """Mutants that no test can tell from the original, and why; reviewed by hand."""
 
 _ENDS = "below and above its ends a rise is clipped to `initial` and `final` once more"
+_NEVER = "the condition is never true, whatever the bounds: it only reads the leaf"
 
 EQUIVALENT: dict[str, str] = {
     "schedule.py/_rise.at: 0.0 -> -1.0": _ENDS,
     "schedule.py/_rise.at: 0.0 -> -1.0 #2": _ENDS,
     "schedule.py/_rise.at: 0 -> -1 #2": "every shape is exactly 0 at 0",
+    "trees.py/kept_whole: leaf < -1 -> leaf <= -1": _NEVER,
+    "trees.py/kept_whole: -1 -> 1": _NEVER,
+    "trees.py/kept_whole: 1 -> 2": _NEVER,
+    "trees.py/kept_whole: 1 -> 0": _NEVER,
+    "trees.py/kept_whole: leaf > 1 -> leaf >= 1": _NEVER,
+    "trees.py/kept_whole: 1 -> 2 #2": _NEVER,
+    "trees.py/kept_whole: 1 -> 0 #2": _NEVER,
+    "trees.py/totals: 0 -> 1": "all flags have the shape of the first",
+    "trees.py/totals: 0 -> -1": "all flags have the shape of the first",
+    "trees.py/total: 0 -> -1": "there is one total",
 }

@@ -38,7 +38,9 @@ class Module(NamedTuple):
 
 MODULES = {
     "schedule": Module("jaxprune/schedule.py", ("test_schedule.py", "fuzz/test_fuzz_schedule.py")),
-    "trees": Module("jaxprune/trees.py", ("test_trees.py", "fuzz/test_fuzz_trees.py")),
+    "trees": Module(
+        "jaxprune/trees.py", ("test_trees.py", "fuzz/test_fuzz_trees.py", "select/test_counts.py")
+    ),
     "select": Module("jaxprune/select/*.py", ("select", "fuzz/test_fuzz_select.py")),
     "transforms": Module("jaxprune/transforms/*.py", ("transforms",)),
     "structure": Module("jaxprune/structure/*.py", ("structure",)),

@@ -169,10 +169,10 @@ def _of_node(node: ast.AST) -> Iterator[tuple[str, ast.AST, ast.AST]]:
                 if new != number:  # as 1e30 + 1 is
                     yield "constant", node, ast.Constant(new)
         case ast.If() | ast.While() | ast.IfExp():
-            yield "condition", node.test, _negated(node.test)
+            yield from _of_condition(node.test)
         case ast.comprehension():
             for test in node.ifs:
-                yield "condition", test, _negated(test)
+                yield from _of_condition(test)
         case ast.Return(value=ast.Constant(value=None) | None):
             pass
         case ast.Return():
@@ -183,8 +183,17 @@ def _of_node(node: ast.AST) -> Iterator[tuple[str, ast.AST, ast.AST]]:
             yield from _of_call(node)
 
 
-def _negated(test: ast.expr) -> ast.expr:
-    return ast.UnaryOp(ast.Not(), test)
+def _of_condition(test: ast.expr) -> Iterator[tuple[str, ast.AST, ast.AST]]:
+    match test:
+        case (
+            ast.UnaryOp(op=ast.Not())
+            | ast.Compare(
+                ops=[ast.Eq() | ast.NotEq() | ast.Is() | ast.IsNot() | ast.In() | ast.NotIn()]
+            )
+        ):
+            pass  # negated by the change of its operator
+        case _:
+            yield "condition", test, ast.UnaryOp(ast.Not(), test)
 
 
 def _of_call(node: ast.Call) -> Iterator[tuple[str, ast.AST, ast.AST]]:
