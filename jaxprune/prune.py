@@ -173,7 +173,7 @@ def bad_scores(scores: Scores, flags: list[bool]) -> jax.Array | None:
     """
     leaves = trees.select_leaves(scores, flags)
     names = [name for flag, name in zip(flags, trees.paths(scores), strict=True) if flag]
-    found = _not_finite([leaf.read() if isinstance(leaf, Formed) else leaf for leaf in leaves])
+    found = [_not_finite(leaf) for leaf in leaves]
     if trees.is_traced(found):
         return sum((bad.astype(jnp.int32) for bad in found), jnp.int32(0))
     for name, leaf, bad in zip(names, leaves, found, strict=True):
@@ -187,9 +187,15 @@ def bad_scores(scores: Scores, flags: list[bool]) -> jax.Array | None:
     return None
 
 
+def _not_finite(leaf: Any) -> Any:
+    if trees.on_host(leaf):
+        return np.count_nonzero(~np.isfinite(np.asarray(leaf)))
+    return _count_not_finite(leaf.read() if isinstance(leaf, Formed) else leaf)
+
+
 @jax.jit
-def _not_finite(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [trees.total(~jnp.isfinite(leaf)) for leaf in leaves]
+def _count_not_finite(leaf: jax.Array) -> jax.Array:
+    return trees.total(~jnp.isfinite(leaf))
 
 
 def hide_pruned(scores: Scores, mask: Mask, flags: list[bool]) -> Scores:

@@ -219,7 +219,7 @@ def on_host(leaf: Any) -> bool:
 def from_host(array: Any, like: Any) -> jax.Array:
     """A NumPy array as a JAX array, where another one is (on the default device if none is)."""
     committed = isinstance(like, jax.Array) and like.committed
-    return jax.device_put(array, like.sharding) if committed else jnp.asarray(array)
+    return jax.device_put(array, like.sharding if committed else None)  # compiles nothing
 
 
 def is_traced(*trees: PyTree) -> bool:

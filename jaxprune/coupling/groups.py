@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import trees
-from jaxprune.coupling import costs
+from jaxprune.coupling import costs, reducing
 from jaxprune.jaxpr.reading import Reading
 from jaxprune.types import Mask, Params, Predicate, Scores
 
@@ -126,7 +126,7 @@ class Coupling:
                 raise TypeError(
                     f"The flags of {name!r} are bool, True = kept; got {trees.dtype_of(keep)}."
                 )
-            if not traced and not np.any(keep):
+            if not traced and not np.asarray(keep).any():
                 raise ValueError(
                     f"All {group.units} units of the group {name!r} are removed, which leaves an "
                     "empty layer. Keep at least one."
@@ -149,7 +149,9 @@ class Coupling:
         """
         self.check(variables)
         flags = self.vector(kept)
-        masks = [jnp.asarray(outer(axes, flags)) for axes in self.labels]
+        masks = [outer(axes, flags) for axes in self.labels]
+        if not trees.is_traced(flags):
+            masks = jax.device_put(masks)
         return jax.tree.unflatten(jax.tree.structure(variables), masks)
 
     def kept(self, mask: Mask) -> dict[str, Any]:
@@ -192,8 +194,6 @@ class Coupling:
         """
         self.check(scores)
         trees.check_names(self.names)
-        xp: Any = jnp if trees.is_traced(scores) else np  # jnp compiles leaf by leaf
-        reduce = REDUCTIONS[how] if isinstance(how, str) else how
         leaves = dict(trees.named_leaves(scores))
         found = {}
         for name, group in self.groups.items():
@@ -205,11 +205,10 @@ class Coupling:
                     f"No leaf of the group {name!r} is prunable "
                     f"({sorted({m.leaf for m in group.members})}): give `prunable=`."
                 )
-            parts = []
-            for member in counted:
-                rows = xp.moveaxis(xp.asarray(leaves[member.leaf]), member.axis, 0)
-                parts.append(rows[member.positions].reshape(group.units, -1))
-            found[name] = reduce(jnp.asarray(xp.concatenate(parts, axis=1)), axis=1)
+            parts = [
+                reducing.rows(leaves[m.leaf], m.axis, m.positions, group.units) for m in counted
+            ]
+            found[name] = reducing.reduced(parts, how)
         return found
 
     def part(self, take: Callable[[Any], Any], variables: Params) -> Coupling:
@@ -324,14 +323,6 @@ class Coupling:
 
     def __str__(self) -> str:
         return costs.table(self)
-
-
-REDUCTIONS: dict[str, Callable[..., Any]] = {
-    "sum": jnp.sum,
-    "mean": jnp.mean,
-    "max": jnp.max,
-    "norm": lambda x, axis: jnp.sqrt(jnp.sum(jnp.square(x), axis=axis)),
-}
 
 
 def outer(axes: Sequence[np.ndarray], flags: Any) -> Any:

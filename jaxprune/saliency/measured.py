@@ -44,7 +44,7 @@ def from_means(
         n, found = objective.batch_size(batch), means(params, batch)
 
         def leaf(w: Any, of: Any) -> Formed:
-            parts, kind = jax.tree.flatten(of)
+            parts, kind = jax.tree.flatten(of)  # type: tuple[list[Any], Any]
 
             def form(w: Any, *parts: Any) -> jax.Array:  # as measured, then scored
                 sums = kind.unflatten([_wide(x) * n for x in parts])
@@ -52,9 +52,9 @@ def from_means(
 
             return Formed((jnp.asarray(w), *parts), form, trees.score_dtype(w))
 
-        like = jax.tree.structure(params)
-        kind = jax.tree.structure(found, is_leaf=lambda tree: jax.tree.structure(tree) == like)
-        return jax.tree.map(leaf, params, jax.tree.transpose(kind, like, found))
+        like: Any = jax.tree.structure(params)
+        outer = jax.tree.structure(found, is_leaf=lambda tree: jax.tree.structure(tree) == like)
+        return jax.tree.map(leaf, params, jax.tree.transpose(outer, like, found))
 
     return Saliency(measure, jax.jit(score_sums), formed if entrywise else None)
 
@@ -70,18 +70,26 @@ def without_data(
 
     Args:
       score: `params -> scores`.
-      entry: where every score depends on that entry alone, `leaf -> scores` of one leaf.
+      entry: where every score depends on that entry alone, `leaf -> scores` of one leaf, which
+        compiles nothing for a leaf in the host's memory.
     """
 
     def measure(params: Params, batch: Batch) -> Stats:
         return Stats(jnp.int32(0), ())
 
+    compiled = jax.jit(lambda params, stats: score(params))
+    if entry is None:
+        return Saliency(measure, compiled)
+
+    def scored(params: Params, stats: Stats) -> Scores:
+        direct = all(trees.on_host(leaf) for leaf in jax.tree.leaves(params))
+        return score(params) if direct else compiled(params, stats)
+
     def formed(params: Params, batch: Batch) -> Scores:
         form = lambda leaf: Formed((jnp.asarray(leaf),), entry, trees.score_dtype(leaf))
         return jax.tree.map(form, params)
 
-    scored = jax.jit(lambda params, stats: score(params))
-    return Saliency(measure, scored, None if entry is None else formed)
+    return Saliency(measure, scored, formed)
 
 
 def add(first: Stats, second: Stats) -> Stats:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import trees
-from jaxprune.coupling.groups import REDUCTIONS, Coupling, Member
+from jaxprune.coupling.groups import Coupling, Member
+from jaxprune.coupling.reducing import REDUCTIONS
 from jaxprune.saliency.gates import check_units
 from jaxprune.saliency.measured import without_data
 from jaxprune.saliency.weights import magnitude

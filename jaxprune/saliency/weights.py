@@ -17,6 +17,8 @@ def _size(leaf: Any) -> jax.Array:
     """|w| in score precision; zeros for leaves that are not floating-point."""
     if not trees.is_inexact(leaf):
         return objective.zeros(leaf)
+    if trees.on_host(leaf) and trees.is_float(leaf):
+        return trees.from_host(np.abs(np.asarray(leaf)).astype(trees.score_dtype(leaf)), leaf)
     return jnp.abs(jnp.asarray(leaf)).astype(trees.score_dtype(leaf))
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import trees
-from jaxprune.select import counts, threshold
+from jaxprune.select import counts, on_host, threshold
 from jaxprune.select.competing import along, number_parts
 from jaxprune.types import Formed, Mask, Params, Predicate, Scores, Selection
 
@@ -110,8 +110,8 @@ def _check_numbers(names: list[str], scores: list[jax.Array]) -> None:
     """Outside jit, NaN has no place in an order, and is an error."""
     if any(isinstance(leaf, Formed) for leaf in scores):
         return  # they are formed inside jit alone
-    found = _nan_counts(scores)
-    for name, leaf, nan in zip(names, scores, found, strict=True):
+    for name, leaf in zip(names, scores, strict=True):
+        nan = np.isnan(np.asarray(leaf)).sum() if trees.on_host(leaf) else _nan_count(leaf)
         if not trees.is_traced(nan) and nan:
             raise ValueError(
                 f"The score of {trees.label(name)} is NaN at {int(nan)} of {leaf.size} entries. "
@@ -120,8 +120,8 @@ def _check_numbers(names: list[str], scores: list[jax.Array]) -> None:
 
 
 @jax.jit
-def _nan_counts(scores: list[jax.Array]) -> list[jax.Array]:
-    return [trees.total(jnp.isnan(leaf)) for leaf in scores]
+def _nan_count(leaf: jax.Array) -> jax.Array:
+    return trees.total(jnp.isnan(leaf))
 
 
 def check_floor(floor: Any) -> None:
@@ -156,13 +156,17 @@ def rank_leaves(
     limits = [n - min(floor, n) for n in sizes]  # at most so many of a leaf may go
     if scope == "global":
         goes = counts.pruned_count(_required(sparsity), sum(sizes))
-        gone = [_gone(threshold.read(leaf)[0], tuple(range(leaf.ndim))) for leaf in scores]
+        few = on_host.takes(scores, goes)
+        gone = [_gone(leaf, tuple(range(leaf.ndim)), few) for leaf in scores]
         # What is pruned already cannot be protected.
-        most = [jnp.maximum(limit, g) for limit, g in zip(limits, gone, strict=True)]
+        larger = max if few else jnp.maximum
+        most: list[Any] = [larger(limit, g) for limit, g in zip(limits, gone, strict=True)]
         if not trees.is_traced(goes):
             limit = sum(limits) if trees.is_traced(most) else sum(int(m) for m in most)
             _check_global(goes, sum(sizes), limit, floor, len(sizes))
             _check_reached("the tree", sum(gone), goes)
+        if few:
+            return on_host.one_ranking(scores, goes, most)
         run = _one_ranking if formed else _global
         return run(scores, jnp.asarray(goes, trees.count_dtype(sum(sizes))), most)
     at = lambda name: output_axis if isinstance(output_axis, int) else output_axis.get(name, -1)
@@ -170,10 +174,13 @@ def rank_leaves(
     parts = [math.prod(leaf.shape[a] for a in ax) for leaf, ax in zip(scores, axes, strict=True)]
     wanted = leaf_sparsities(names, [leaf.shape for leaf in scores], sparsity, scope)
     goes = counts.pruned_counts(wanted, parts)
+    few = on_host.takes(scores, goes)
     if not trees.is_traced(goes):
         _check_parts(names, goes, parts, sizes, floor)
         for name, leaf, ax, k in zip(names, scores, axes, goes, strict=True):
-            _check_reached(trees.label(name), _gone(threshold.read(leaf)[0], ax), k)
+            _check_reached(trees.label(name), _gone(leaf, ax, few), k)
+    if few:
+        return on_host.by_parts(scores, goes, axes)
     # A floor inside jit: no error can be raised there, so a part gives up at most what it may.
     caps = [part - _part_floor(floor, part, n) for part, n in zip(parts, sizes, strict=True)]
     goes = [jnp.minimum(jnp.asarray(k), m) for k, m in zip(goes, caps, strict=True)]
@@ -264,10 +271,9 @@ def _check_reached(where: str, gone: Any, goes: int) -> None:
         )
 
 
-@jax.jit(static_argnums=1)
-def _gone(leaf: jax.Array, axes: threshold.Axes) -> jax.Array:
+def _gone(leaf: Any, axes: threshold.Axes, few: bool) -> Any:
     """The largest number of `-inf`, entries pruned already, in a part."""
-    return jnp.max(trees.totals([leaf == -jnp.inf], axes)[0], initial=0)
+    return on_host.gone(leaf, axes) if few else threshold.gone(threshold.read(leaf)[0], axes)
 
 
 def _each_part(

@@ -81,6 +81,12 @@ def around(scores: Scores, value: jax.Array, axes: Axes) -> list[jax.Array]:
     return totals([scores < value, scores == value], axes)
 
 
+@jax.jit(static_argnums=1)
+def gone(leaf: jax.Array, axes: Axes) -> jax.Array:
+    """The largest number of `-inf`, entries pruned already, in a part."""
+    return jnp.max(totals([leaf == -jnp.inf], axes)[0], initial=0)
+
+
 def _bit_search(
     counts: Callable[[list[jax.Array]], list[jax.Array]],
     rank: jax.Array,
