@@ -189,8 +189,9 @@ class Test:
 def load(calibration: int, test: int, seed: int, data_dir: Path | None) -> Pretrained:
     """The network, calibration files drawn by the seed, and test files, the same for every seed.
 
-    Of the test files half have a label, or all that there are. What `loss` is told of a calibration
-    file is the content type that the dense network says: labels are not needed.
+    Where there are not so many files, all of them. Of the test files half have a label, or all that
+    there are. What `loss` is told of a calibration file is the content type that the dense network
+    says: labels are not needed.
     """
     stored = published("magika-1.0.3", PACKAGE, FILES, data_dir)
     types = json.loads(stored["config.min.json"])["target_labels_space"]
