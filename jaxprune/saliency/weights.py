@@ -18,7 +18,8 @@ def _size(leaf: Any) -> jax.Array:
     if not trees.is_inexact(leaf):
         return objective.zeros(leaf)
     if trees.on_host(leaf) and trees.is_float(leaf):
-        return trees.from_host(np.abs(np.asarray(leaf)).astype(trees.score_dtype(leaf)), leaf)
+        sizes = np.abs(np.asarray(leaf))
+        return trees.from_host(sizes.astype(trees.score_dtype(leaf), copy=False), leaf)
     return jnp.abs(jnp.asarray(leaf)).astype(trees.score_dtype(leaf))
 
 
