@@ -25,7 +25,7 @@ def scores(dtype, pruned):
     }
 
 
-@pytest.mark.parametrize("scope", SCOPES, ids=str)
+@pytest.mark.parametrize("scope", SCOPES, ids=[*SCOPES[:-1], "mapping"])
 @pytest.mark.parametrize("dtype", [
     jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow),
 ], ids=lambda dtype: dtype.__name__)  # fmt: skip
