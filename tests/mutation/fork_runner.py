@@ -34,7 +34,7 @@ class Recorder:
         self.entered: set[str] = set()
         self.tests: dict[str, dict[str, Any]] = {}
 
-    def _profile(self, frame: Any, event: str, _: Any) -> None:
+    def _entering(self, frame: Any, event: str, _: Any) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(self.root + "/jaxprune/"):
             path = frame.f_code.co_filename[len(self.root) + 1 :]
             self.entered.add(f"{path}:{frame.f_code.co_firstlineno}")
@@ -43,9 +43,9 @@ class Recorder:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
         _forget()  # or a function is entered only by the first test that traces or builds it
         self.entered, begin = set(), time.perf_counter()
-        sys.setprofile(self._profile)
+        sys.settrace(self._entering)
         yield
-        sys.setprofile(None)
+        sys.settrace(None)
         seconds = time.perf_counter() - begin
         self.tests[item.nodeid] = {"seconds": seconds, "entered": sorted(self.entered)}
 

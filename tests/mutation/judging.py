@@ -106,7 +106,7 @@ def _baseline(module: str, root: Path, ask: Any) -> dict[str, dict[str, Any]]:
     found = ask({**job, "mutated": False, "record": True})
     _check_unmutated(found)
     entered = found["tests"]
-    # Again as the mutants are run: without the profiler, the quickest tests first.
+    # Again as the mutants are run: not recorded, the quickest tests first.
     order = sorted(entered, key=lambda test: entered[test]["seconds"])
     again = ask({**job, "tests": order, "mutated": True, "record": False})
     _check_unmutated(again)
