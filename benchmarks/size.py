@@ -1,7 +1,7 @@
 """Memory of pruning a big bfloat16 tree that is cut over eight devices, jitted whole and donated.
 
     python benchmarks/size.py                 # 2e8 parameters, needs about 3 GiB
-    python benchmarks/size.py 1e9 --save
+    python benchmarks/size.py 2e8 1e9 --save  # about 9 GiB
 
 Every row runs in a process of its own. "program" is what XLA says the compiled program holds at
 its peak (arguments, outputs, temporaries), "process" by how much the process really grew. Both are
