@@ -63,7 +63,8 @@ def wanda(apply: Apply) -> Saliency:
         return jax.tree.unflatten(structure, means)
 
     def score(params: Params, means: PyTree) -> Scores:
-        return jax.tree.map(lambda w, x: jnp.abs(objective.wide(w)) * jnp.sqrt(x), params, means)
+        sized = lambda w, x: trees.beside(jnp.abs(objective.wide(w)) * jnp.sqrt(x), w)
+        return jax.tree.map(sized, params, means)
 
     return from_means(squares, score)
 
