@@ -182,3 +182,25 @@ def test_every_tree_keeps_its_structure_and_dtypes_and_half_of_its_kernel(name):
         assert [x.dtype for x in jax.tree.leaves(now)] == [x.dtype for x in jax.tree.leaves(start)]
         assert zoo.dropped(jp.mask_of(state)) == 12
         assert zoo.alive(now, jp.mask_of(state)) == 0
+
+
+@pytest.mark.parametrize("hole", [False, True])
+def test_the_one_vector_of_all_leaves_is_reset_as_the_leaves_are(hole):
+    params = small() | ({"bias": optax.MaskedNode()} if hole else {})
+    where = jax.tree.map(lambda w: jnp.arange(w.size).reshape(w.shape) % 3 == 0, params)
+    tx = optax.trace(0.9)
+    _, state = tx.update(params, tx.init(params), params)
+    joined = optax.flatten(tx)
+    _, vector = joined.update(params, joined.init(params), params)
+    apart = jp.transforms.reset_moments(tx, state, params, where).trace
+    found = jp.transforms.reset_moments(joined, vector, params, where).trace
+    np.testing.assert_array_equal(found, jnp.concatenate([*map(jnp.ravel, jax.tree.leaves(apart))]))
+    assert (found == 0).sum() >= 8
+
+
+def test_what_to_reset_is_a_tree_of_flags():
+    tx, params = optax.trace(0.9), small()
+    with pytest.raises(TypeError, match="entries to reset at leaf 'bias' has dtype float32"):
+        jp.transforms.reset_moments(tx, tx.init(params), params, params)
+    with pytest.raises(ValueError, match="entries to reset does not have the tree structure"):
+        jp.transforms.reset_moments(tx, tx.init(params), params, [jnp.ones(6, bool)])
