@@ -3,6 +3,7 @@
 _ENDS = "below and above its ends a rise is clipped to `initial` and `final` once more"
 _NEVER = "the condition is never true, whatever the bounds: it only reads the leaf"
 _COPIES = "`jnp.array` copies by default"
+_NEAREST = "only the nearest name is told, which is the first"
 
 EQUIVALENT: dict[str, str] = {
     "schedule.py/_rise.at: 0.0 -> -1.0": _ENDS,
@@ -18,6 +19,8 @@ EQUIVALENT: dict[str, str] = {
     "trees.py/totals: 0 -> 1": "all flags have the shape of the first",
     "trees.py/totals: 0 -> -1": "all flags have the shape of the first",
     "trees.py/total: 0 -> -1": "there is one total",
+    "select/ranking.py/check_scope: 1 -> 2": _NEAREST,
+    "select/ranking.py/leaf_sparsities: 1 -> 2": _NEAREST,
     "transforms/mask_state.py/_placed_copy: jnp.array(mask, copy=True) -> jnp.array(mask)": _COPIES,
     "transforms/mask_state.py/wide_dtype: return jnp.promote_types(trees.dtype_of(update),"
     " trees.dtype_of(param)) -> return None": "`where` and a difference promote alike",
@@ -25,5 +28,8 @@ EQUIVALENT: dict[str, str] = {
         _COPIES
     ),
     "transforms/regrowing.py/regrow.start: True -> False": "`apply_mask` says the same",
+    "transforms/removing.py/remove_units: group.units - floor -> group.units + floor": (
+        "the ranking gives no more than its own floor allows"
+    ),
     "transforms/through.py/_hidden: jnp.array(leaf, copy=True) -> jnp.array(leaf)": _COPIES,
 }

@@ -18,6 +18,17 @@ def test_n_of_m_runs_along_any_axis_of_a_convolution_kernel(axis, n, m):
     assert (groups.sum(1) == n).all()
 
 
+@pytest.mark.parametrize("axis", [-4, -3, -2, -1, 0, 1, 2, 3])
+def test_n_of_m_says_that_the_entries_of_a_group_compete(axis):
+    params = {"a": jnp.ones((4, 8, 4, 8)), "b": jnp.ones(3), "c": jnp.ones((4, 4, 4, 4))}
+    found = jp.select.n_of_m(2, 4, axis=axis).parts(params)
+    groups = [np.moveaxis(found[name], axis, -1).reshape(-1, 4) for name in "ac"]
+    groups = np.concatenate(groups)
+    assert (groups == groups[:, :1]).all()
+    np.testing.assert_array_equal(np.sort(groups[:, 0]), np.arange(len(groups)))
+    assert (found["b"] == -1).all()
+
+
 @pytest.mark.parametrize("sparsity", [None, 0.5, jnp.float32(0.5), np.float64(0.5)])
 def test_n_of_m_takes_its_own_sparsity_or_none(sparsity):
     scores = [jnp.arange(16.0).reshape(4, 4)]

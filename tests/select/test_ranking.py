@@ -122,3 +122,23 @@ def test_empty_leaves_take_no_part():
         masks = jp.select.lowest(scope)(params, params, sparsity=0.5)
         assert [int((~m).sum()) for m in masks] == [8, 0, 0]
         assert [m.shape for m in masks] == [p.shape for p in params]
+
+
+def test_each_scope_says_which_entries_compete():
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones(4), "c": jnp.ones((3, 2))}
+    rows, columns = np.indices((2, 3))
+    more_rows, more_columns = np.indices((3, 2))
+    none = lambda leaf: np.zeros(leaf.shape)
+    expected = {
+        "global": (none(rows), none(more_rows)),
+        "layer": (none(rows), none(more_rows) + 1),
+        "erk": (none(rows), none(more_rows) + 1),
+        "output": (columns, more_columns + 3),
+    }
+    for scope, (a, c) in expected.items():
+        found = jp.select.lowest(scope).parts(params)
+        jax.tree.map(np.testing.assert_array_equal, found, {"a": a, "b": np.full(4, -1), "c": c})
+    for axis, a, c in ((0, rows, more_rows + 2), ({"c": 0}, columns, more_rows + 3)):
+        found = jp.select.lowest("output", output_axis=axis).parts(params)
+        jax.tree.map(np.testing.assert_array_equal, found, {"a": a, "b": np.full(4, -1), "c": c})
+    assert jp.select.lowest("output", prunable=lambda *_: True).parts(jnp.ones(())) == 0

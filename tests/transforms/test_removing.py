@@ -88,6 +88,18 @@ def plan(batches, kept, each, floor, most, cost=None):
     return kept
 
 
+def test_a_group_smaller_than_the_floor_keeps_all_and_takes_nothing_from_the_others():
+    params = [jnp.ones((1, 2)), jnp.ones((2, 5)), jnp.ones((5, 1))]
+    apply = lambda w, x: jax.nn.relu(jax.nn.relu(x @ w[0]) @ w[1]) @ w[2]
+    coupling = jp.couple(apply, params, jnp.ones((1, 1)))
+    scores = {name: jnp.arange(1.0, 1 + group.units) for name, group in coupling.groups.items()}
+    tx = jp.remove_units(coupling, every=1, each=9, floor=3, signal=lambda params, batch: scores)
+    _, state = tx.update(params, tx.init(params), params)
+    kept = sorted(state.kept.values(), key=len)
+    np.testing.assert_array_equal(kept[0], [True, True])
+    np.testing.assert_array_equal(kept[1], [False, False, True, True, True])
+
+
 @pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("each", "floor", "stop", "cost"),
