@@ -6,6 +6,7 @@ answers with one JSON line each: `{"status": "passed" | "failed" | "timeout", ..
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
@@ -24,6 +25,8 @@ import pytest
 # What tests and package import anyway; none of these starts a backend.
 for _module in ("chex", "flax.linen", "flax.nnx", "hypothesis.strategies", "optax", "scipy.linalg"):
     importlib.import_module(_module)
+
+BETWEEN = 120  # seconds before, between and after tests
 
 
 class Recorder:
@@ -51,10 +54,11 @@ class Recorder:
 
 
 class Chosen:
-    """Only the tests of a list, in its order."""
+    """Only the tests named, in that order; the process ends if one takes longer than it may."""
 
-    def __init__(self, tests: list[str]) -> None:
-        self.place = {test: i for i, test in enumerate(tests)}
+    def __init__(self, limits: dict[str, float]) -> None:
+        self.limits = limits
+        self.place = {test: i for i, test in enumerate(limits)}
 
     @pytest.hookimpl(hookwrapper=True, trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Any:
@@ -63,6 +67,13 @@ class Chosen:
             (item for item in items if item.nodeid in self.place),
             key=lambda item: self.place[item.nodeid],
         )
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
+        # Not handled: compiled code that does not end would never come to a handler.
+        signal.setitimer(signal.ITIMER_REAL, self.limits[item.nodeid])
+        yield
+        signal.setitimer(signal.ITIMER_REAL, BETWEEN)
 
 
 class Verdict:
@@ -91,10 +102,12 @@ def _child(job: dict[str, Any], answer: Path) -> int:
     root = os.getcwd()
     sys.dont_write_bytecode = job["mutated"]
     sys.path.insert(0, root)
+    if job["limits"] is not None:
+        signal.setitimer(signal.ITIMER_REAL, BETWEEN)
     verdict, recorder = Verdict(), Recorder(root)
     plugins: list[Any] = [verdict]
     plugins += [recorder] if job["record"] else []
-    plugins += [Chosen(job["tests"])] if job["tests"] is not None else []
+    plugins += [Chosen(job["limits"])] if job["limits"] is not None else []
     options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-o", "addopts="]
     options += ["-m", "not slow", "--tb=short"] + (["-x"] if job["mutated"] else [])
     code = int(pytest.main([*options, *job["files"]], plugins=plugins))
@@ -131,18 +144,18 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    status = "timeout"
-    while time.perf_counter() - begin < job["timeout"]:
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            status = "ended"
-            break
+    status = ""
+    while not status and time.perf_counter() - begin < job["timeout"]:
+        ended, code = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            late = os.WIFSIGNALED(code) and os.WTERMSIG(code) == signal.SIGALRM
+            status = "timeout" if late else "failed" if code else "passed"
         time.sleep(0.01)
-    else:
-        os.killpg(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    found = json.loads(answer.read_text()) if answer.exists() and status == "ended" else {}
-    if status == "ended":
-        status = "passed" if found.get("code") == 0 else "failed"
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)  # what it started, too
+    if not status:
+        status, _ = "timeout", os.waitpid(pid, 0)
+    found = json.loads(answer.read_text()) if answer.exists() else {}
     seconds = time.perf_counter() - begin
     return {"status": status, "wall": seconds, "log": log.read_text()[-6000:], **found}
 

@@ -102,13 +102,13 @@ def judge(module: str, size: int | None, *, names: list[str] | None = None) -> R
 def _baseline(module: str, root: Path, ask: Any) -> dict[str, dict[str, Any]]:
     """What each test enters, and how long it takes; checks that nothing fails unmutated."""
     tests = (*MODULES[module].tests, *ALWAYS)
-    job = {"files": [f"tests/{test}" for test in tests], "tests": None, "timeout": 3600}
-    found = ask({**job, "mutated": False, "record": True})
+    job = {"files": [f"tests/{test}" for test in tests], "timeout": 3600}
+    found = ask({**job, "limits": None, "mutated": False, "record": True})
     _check_unmutated(found)
     entered = found["tests"]
     # Again as the mutants are run: not recorded, the quickest tests first.
     order = sorted(entered, key=lambda test: entered[test]["seconds"])
-    again = ask({**job, "tests": order, "mutated": True, "record": False})
+    again = ask({**job, "limits": _limits(order, entered), "mutated": True, "record": False})
     _check_unmutated(again)
     if again["passed"] != found["passed"]:
         raise RuntimeError(f"{again['passed']} tests in another order, {found['passed']} before.")
@@ -123,6 +123,11 @@ def _check_unmutated(found: dict[str, Any]) -> None:
         raise RuntimeError("The tests imported another jaxprune than the copy that is mutated.")
 
 
+def _limits(tests: list[str], entered: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Seconds that each test may take."""
+    return {test: 20 + 5 * entered[test]["seconds"] for test in tests}
+
+
 def _run_on(
     mutant: Mutant, path: str, entered: dict[str, dict[str, Any]], root: Path, ask: Any
 ) -> dict[str, Any]:
@@ -133,8 +138,8 @@ def _run_on(
     tests.sort(key=lambda test: entered[test]["seconds"])
     job = {
         "files": sorted({test.partition("::")[0] for test in tests}),
-        "tests": tests,
-        "timeout": 30 + 5 * sum(entered[test]["seconds"] for test in tests),
+        "limits": _limits(tests, entered),
+        "timeout": 3600,
         "mutated": True,
         "record": False,
     }
@@ -200,14 +205,26 @@ def _session() -> Iterator[tuple[Path, Any]]:
             runner.stdout.close()
 
 
-def table(results: list[Result]) -> str:
-    """The results as a table in Markdown."""
-    lines = ["| module | mutants | judged | equivalent | killed | share | minutes |"]
-    lines.append("|---|---:|---:|---:|---:|---:|---:|")
-    for r in results:
-        counts = f"{r.all_mutants} | {r.judged} | {r.equivalent} | {r.killed}"
-        lines.append(f"| `{r.module}` | {counts} | {100 * r.score:.1f} % | {r.seconds / 60:.0f} |")
-    return "\n".join(lines)
+HEAD = (
+    "| module | mutants | judged | equivalent | killed | share | minutes |",
+    "|---|---:|---:|---:|---:|---:|---:|",
+)
+
+
+def row(r: Result) -> str:
+    """The counts of one module as a row of a table in Markdown."""
+    counts = f"{r.all_mutants} | {r.judged} | {r.equivalent} | {r.killed}"
+    return f"| `{r.module}` | {counts} | {100 * r.score:.1f} % | {r.seconds / 60:.0f} |"
+
+
+def write(results: list[Result]) -> None:
+    """The rows of these modules in the table of README.md are replaced, or added."""
+    text, _, old = TABLE.read_text().partition(HEAD[0])
+    rows = {line.split("`")[1]: line for line in old.splitlines() if "`" in line}
+    rows |= {result.module: row(result) for result in results}
+    TABLE.write_text(
+        "\n".join([text + HEAD[0], HEAD[1], *(rows[m] for m in MODULES if m in rows)]) + "\n"
+    )
 
 
 def size_of(text: str) -> int | None:
@@ -222,15 +239,14 @@ def main() -> None:
     )
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(MODULES)}")
     parser.add_argument("--mutants", type=size_of, default=25, help="a module, a number or `all`")
-    parser.add_argument("--write", action="store_true", help="write the table into README.md")
+    parser.add_argument("--write", action="store_true", help="write their rows into README.md")
     options = parser.parse_args()
     results = [judge(module, options.mutants) for module in options.modules or MODULES]
     for result in results:
         print("\n".join(result.survivors))
-    print(table(results))
+    print("\n".join([*HEAD, *map(row, results)]))
     if options.write:
-        head = TABLE.read_text().partition("| module |")[0]
-        TABLE.write_text(head + table(results) + "\n")
+        write(results)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from tests.mutation.equivalent import EQUIVALENT
-from tests.mutation.judging import MODULES, all_mutants, judge, size_of, sources, table
+from tests.mutation.judging import MODULES, all_mutants, judge, row, size_of, sources
 from tests.mutation.mutants import mutants_of, sample
 
 NEEDED = 0.9
@@ -31,8 +31,8 @@ def f(a: int = 1, *, b: bool = True) -> "x < y":
 @pytest.mark.parametrize("module", MODULES)
 def test_nine_in_ten_mutants_are_noticed(module):
     result = judge(module, size_of(os.environ.get("JAXPRUNE_MUTANTS", "25")))
-    print(table([result]))
-    assert result.score >= NEEDED, "\n".join([table([result]), *result.survivors])
+    print(row(result))
+    assert result.score >= NEEDED, "\n".join([row(result), *result.survivors])
 
 
 def test_the_mutants_of_a_small_function():
