@@ -55,6 +55,9 @@ LONGEST = 20
 KERNELS = ("enc_w_ih", "enc_w_hh", "dec_w_ih", "dec_w_hh", "fc_w")
 BATCH = 512  # test words decoded at once
 
+Decoding = tuple[jax.Array, jax.Array, jax.Array]
+"""The state [N, H], the last phoneme [N], and whether the word has ended, bool [N]."""
+
 
 class Words(NamedTuple):
     """What the network reads.
@@ -144,7 +147,7 @@ def greedy(params: Params, graphemes: jax.Array, longest: int = LONGEST) -> jax.
     table = params["dec_emb"] @ params["dec_w_ih"].T + params["dec_b_ih"]
     count = len(graphemes)
 
-    def step(carry: tuple[jax.Array, ...], _: None) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    def step(carry: Decoding, _: None) -> tuple[Decoding, jax.Array]:
         state, token, done = carry
         state = advance(params, "dec", table[token], state)
         token = jnp.argmax(state @ params["fc_w"].T + params["fc_b"], -1)
