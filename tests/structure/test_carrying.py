@@ -162,3 +162,12 @@ def test_a_state_that_cannot_be_sliced_is_an_error_that_names_it():
     mask = coupling.mask({"a": np.arange(6) < 4}, variables)
     with pytest.raises(ValueError, match=r"rows/a.*shape \(6,\).*Pass `optimizer="):
         jp.shrink(variables, mask, coupling, {"rows": {"a": jnp.ones(6)}})
+
+
+def test_a_name_that_could_be_two_variables_is_an_error_that_names_both():
+    variables = {"a": {"w": jnp.ones((3, 3))}, "b": {"w": jnp.ones((3, 3))}}
+    apply = lambda v, x: jax.nn.relu(x @ v["a"]["w"]) @ v["b"]["w"]
+    coupling = jp.couple(apply, variables, jnp.ones((1, 3)))
+    mask = coupling.mask({"a/w": np.arange(3) > 0}, variables)
+    with pytest.raises(ValueError, match=r"leaf 'w' could be a copy of any of \['a/w', 'b/w'\]"):
+        jp.shrink(variables, mask, coupling, {"w": jnp.ones((3, 3))})

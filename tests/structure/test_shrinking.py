@@ -154,6 +154,43 @@ def test_without_a_bias_to_take_it_a_constant_stays():
         assert jp.shrink(variables, whole, coupling)["a"].shape == (3, 3)
 
 
+def test_a_unit_that_nothing_reads_goes_though_its_reader_reads_inputs_too():
+    apply = lambda v, x: jnp.concatenate([jax.nn.relu(x @ v["a"]), x], -1) @ v["b"]
+    variables, x = draw({"a": (3, 4), "b": (7, 2)}), jnp.ones((2, 3))
+    coupling = jp.couple(apply, variables, x)
+    mask = masked_at(variables, b=(1, EVERY))
+    small = jp.shrink(variables, mask, coupling)
+    assert jax.tree.map(jnp.shape, small) == {"a": (3, 3), "b": (6, 2)}
+    np.testing.assert_allclose(
+        apply(small, x), apply(trees.apply_mask(variables, mask), x), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_constants_are_folded_where_examples_are_columns():
+    def apply(v, x):
+        hidden = jax.nn.sigmoid(v["a"] @ x + v["p"])
+        return v["b"] @ hidden + v["q"]
+
+    variables = draw({"a": (4, 3), "p": (4, 1), "b": (2, 4), "q": (2, 1)})
+    x = jax.random.normal(jax.random.key(1), (3, 5))
+    coupling = jp.couple(apply, variables, x)
+    mask = masked_at(variables, a=(2, EVERY))
+    small = jp.shrink(variables, mask, coupling)
+    assert small["a"].shape == (3, 3)
+    np.testing.assert_allclose(
+        apply(small, x), apply(trees.apply_mask(variables, mask), x), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_outputs_that_are_empty_or_no_numbers_are_not_compared():
+    apply = lambda v, x: (jax.nn.relu(x @ v["a"]) @ v["b"], x[:0], x > 0, jax.random.key(0))
+    variables, x = draw({"a": (3, 4), "b": (4, 2)}), jnp.ones((2, 3))
+    coupling = jp.couple(apply, variables, x)
+    check = jp.check_shrunk(variables, masked_at(variables, a=(EVERY, 1)), coupling, x)
+    assert check.relative < 1e-6
+    assert check.original < 1e-6
+
+
 def test_a_width_written_into_the_code_is_found_and_replayed():
     def apply(v, x):
         hidden = jax.nn.relu(x @ v["a"]).reshape(-1, 4, 2)  # 4 and 2 are written here
