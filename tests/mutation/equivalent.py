@@ -21,6 +21,14 @@ EQUIVALENT: dict[str, str] = {
     "trees.py/total: 0 -> -1": "there is one total",
     "select/ranking.py/check_scope: 1 -> 2": _NEAREST,
     "select/ranking.py/leaf_sparsities: 1 -> 2": _NEAREST,
+    "structure/merging.py/merge_pairs: 1 -> 2 #3": "NumPy reads every negative size as -1",
+    "structure/profiles.py/reinitialise: 1 -> 0": "times the root of 1 is the same bits",
+    "structure/profiles.py/reinitialise: coupling.check(fresh) -> pass": (
+        "`shrink_units` checks the same"
+    ),
+    "structure/recalibration.py/_places: 0 -> -1": "there is one, or an error",
+    "structure/reconstruction.py/_least_squares: True -> False": "a Gram matrix is symmetric",
+    "structure/ways.py/_uses: 0 -> -1 #3": "a move has one result",
     "transforms/mask_state.py/_placed_copy: jnp.array(mask, copy=True) -> jnp.array(mask)": _COPIES,
     "transforms/mask_state.py/wide_dtype: return jnp.promote_types(trees.dtype_of(update),"
     " trees.dtype_of(param)) -> return None": "`where` and a difference promote alike",

@@ -1,5 +1,6 @@
 """N:M and blocks, where the laws of all selections do not reach."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ def test_n_of_m_runs_along_any_axis_of_a_convolution_kernel(axis, n, m):
 def test_n_of_m_says_that_the_entries_of_a_group_compete(axis):
     params = {"a": jnp.ones((4, 8, 4, 8)), "b": jnp.ones(3), "c": jnp.ones((4, 4, 4, 4))}
     found = jp.select.n_of_m(2, 4, axis=axis).parts(params)
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, params)
     groups = [np.moveaxis(found[name], axis, -1).reshape(-1, 4) for name in "ac"]
     groups = np.concatenate(groups)
     assert (groups == groups[:, :1]).all()

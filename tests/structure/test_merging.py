@@ -173,6 +173,7 @@ def test_opposite_signs_of_gamma_are_not_merged_through_a_relu(x64):
     coupling = jp.couple(normed, in_jax(w), jnp.zeros((1, 5, 5, 2)))
     merged = merge_similar(in_jax(w), {"kernel": KEPT}, coupling, threshold=0.9)
     assert merged.into["kernel"].tolist() == [0, -1, 2, 3, -1, 5]
+    assert not merged.offsets["kernel"].any()  # what is not merged is off by nothing
 
 
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.45, 0.9])

@@ -92,6 +92,12 @@ def test_a_target_is_met_as_closely_as_the_family_allows(resnet, what, multiple)
         assert cost(wider) > target
 
 
+def test_the_cost_of_the_whole_model_gives_the_whole_model(resnet):
+    whole = {name: group.units for name, group in resnet.groups.items()}
+    narrow = {name: max(units // 3, 1) for name, units in whole.items()}
+    assert scaled_profile(resnet, narrow, parameters=resnet.parameters()) == whole
+
+
 def test_bad_profiles_and_targets_are_named(vgg):
     _, coupling = vgg
     name = next(iter(coupling.groups))
