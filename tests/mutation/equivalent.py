@@ -21,6 +21,9 @@ EQUIVALENT: dict[str, str] = {
     "trees.py/total: 0 -> -1": "there is one total",
     "select/ranking.py/check_scope: 1 -> 2": _NEAREST,
     "select/ranking.py/leaf_sparsities: 1 -> 2": _NEAREST,
+    "select/threshold.py/keep_largest: jnp.ones -> jnp.zeros": "there are no entries",
+    "select/units.py/_first: jnp.zeros -> jnp.ones": "every entry is set",
+    "select/units.py/lowest_units.at: 1 -> 2": "a global ranking has no output axis",
     "structure/merging.py/merge_pairs: 1 -> 2 #3": "NumPy reads every negative size as -1",
     "structure/profiles.py/reinitialise: 1 -> 0": "times the root of 1 is the same bits",
     "structure/profiles.py/reinitialise: coupling.check(fresh) -> pass": (

@@ -51,6 +51,19 @@ def test_exactly_the_lowest_units_go_and_whole(net, scope, sparsity):
     assert pruned.info["parameters"] == coupling.parameters(kept)
 
 
+@pytest.mark.parametrize("scope", ["global", "group"])
+def test_of_equal_units_the_first_go_inside_jit_and_outside(scope):
+    params = [jnp.ones((1, 200)), jnp.ones((200, 1))]
+    coupling = jp.couple(lambda w, x: jax.nn.relu(x @ w[0]) @ w[1], params, jnp.ones((1, 1)))
+    scores = np.random.default_rng(0).integers(0, 3, 200).astype(np.float32)
+    select = lowest_units(coupling, scope=scope)
+    choose = lambda scores: select(params, {"0": scores}, sparsity=0.55)[0][0]
+    expected = np.ones(200, bool)
+    expected[np.argsort(scores, kind="stable")[:110]] = False
+    np.testing.assert_array_equal(choose(scores), expected)
+    np.testing.assert_array_equal(jax.jit(choose)(scores), expected)
+
+
 def test_a_higher_sparsity_removes_more_of_the_same_and_jit_agrees(net):
     variables, coupling = net
     prune = pruner(coupling)
