@@ -127,8 +127,8 @@ def document(config: Config, book: Ledger) -> str:
         f"without labels, at the rate of {tried} that came nearest to them in trials on the first "
         "draw, on a quarter of it that trials do not train on.",
         f"`python experiments/pretrained_models.py --model {config.model} --preset "
-        f"{config.preset}`; {hardware['device']} ({hardware['platform']}, {hardware['cores']} "
-        f"cores), jax {hardware['jax']}, float32.",
+        f"{config.preset} --seeds {config.seeds}`; {hardware['device']} ({hardware['platform']}, "
+        f"{hardware['cores']} cores), jax {hardware['jax']}, float32.",
         "Weights pruned, the network masked. KiB are those of the smallest of a dense, a bit-mask, "
         "a CSR and a gap-coded file, leaf by leaf; MFLOP of one example, pruned weights not "
         "counted, which no dense kernel skips; minus the first way: paired over draws, 95 % "
