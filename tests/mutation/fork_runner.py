@@ -26,7 +26,7 @@ import pytest
 for _module in ("chex", "flax.linen", "flax.nnx", "hypothesis.strategies", "optax", "scipy.linalg"):
     importlib.import_module(_module)
 
-BETWEEN = 120  # seconds before, between and after tests
+BETWEEN = 120  # seconds of CPU time before, between and after tests
 
 
 class Recorder:
@@ -54,7 +54,7 @@ class Recorder:
 
 
 class Chosen:
-    """Only the tests named, in that order; the process ends if one takes longer than it may."""
+    """Only the tests named, in that order; one that takes too much CPU time ends the process."""
 
     def __init__(self, limits: dict[str, float]) -> None:
         self.limits = limits
@@ -71,9 +71,9 @@ class Chosen:
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
         # Not handled: compiled code that does not end would never come to a handler.
-        signal.setitimer(signal.ITIMER_REAL, self.limits[item.nodeid])
+        signal.setitimer(signal.ITIMER_PROF, self.limits[item.nodeid])
         yield
-        signal.setitimer(signal.ITIMER_REAL, BETWEEN)
+        signal.setitimer(signal.ITIMER_PROF, BETWEEN)
 
 
 class Verdict:
@@ -103,7 +103,7 @@ def _child(job: dict[str, Any], answer: Path) -> int:
     sys.dont_write_bytecode = job["mutated"]
     sys.path.insert(0, root)
     if job["limits"] is not None:
-        signal.setitimer(signal.ITIMER_REAL, BETWEEN)
+        signal.setitimer(signal.ITIMER_PROF, BETWEEN)
     verdict, recorder = Verdict(), Recorder(root)
     plugins: list[Any] = [verdict]
     plugins += [recorder] if job["record"] else []
@@ -148,7 +148,7 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     while not status and time.perf_counter() - begin < job["timeout"]:
         ended, code = os.waitpid(pid, os.WNOHANG)
         if ended:
-            late = os.WIFSIGNALED(code) and os.WTERMSIG(code) == signal.SIGALRM
+            late = os.WIFSIGNALED(code) and os.WTERMSIG(code) == signal.SIGPROF
             status = "timeout" if late else "failed" if code else "passed"
         time.sleep(0.01)
     with contextlib.suppress(ProcessLookupError):

@@ -124,7 +124,7 @@ def _check_unmutated(found: dict[str, Any]) -> None:
 
 
 def _limits(tests: list[str], entered: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Seconds that each test may take."""
+    """Seconds of CPU time that each test may take."""
     return {test: 20 + 5 * entered[test]["seconds"] for test in tests}
 
 
