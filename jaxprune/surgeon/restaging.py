@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxprune import trees
 from jaxprune.curvature.examples import check_count
 from jaxprune.select.ranking import lowest
 from jaxprune.surgeon.finishing import Candidate, Judged, begin, best_of, finish, judged, scaled
@@ -104,7 +105,8 @@ def multi_stage_surgeon(
             share = _sparsity(site, best.mask)
             done.append({**best.info, "loss": loss, "sparsity": share})
             kept = site.mask(best.mask)
-            site = Site(site.weights(best.solution), chosen, sloped.adjust, kept)
+            moved = jax.tree.map(trees.beside, site.weights(best.solution), params)
+            site = Site(moved, chosen, sloped.adjust, kept)
             told("stage", number + 1, len(targets))
         tried = [one.said for one in seen]
         return finish(site, best, {"stages": done, "tried": tried}, started)
