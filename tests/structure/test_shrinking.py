@@ -169,7 +169,7 @@ def test_a_unit_that_nothing_reads_goes_though_its_reader_reads_inputs_too():
 def test_constants_are_folded_where_examples_are_columns():
     def apply(v, x):
         hidden = jax.nn.sigmoid(v["a"] @ x + v["p"])
-        return v["b"] @ hidden + v["q"]
+        return v["b"] @ hidden + jnp.broadcast_to(v["q"], (2, x.shape[1]))
 
     variables = draw({"a": (4, 3), "p": (4, 1), "b": (2, 4), "q": (2, 1)})
     x = jax.random.normal(jax.random.key(1), (3, 5))
