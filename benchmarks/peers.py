@@ -11,6 +11,7 @@ process (Linux), after one call that is not counted. Wider tables, one peer each
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +80,7 @@ def main() -> None:
     rows = []
     for name in ("peers_masks", "peers_structure", "peers_curvature"):
         try:
-            module = __import__(f"benchmarks.{name}", fromlist=["jobs"])
+            module = importlib.import_module(f"benchmarks.{name}")
             found = module.jobs(quick)
         except ModuleNotFoundError as error:
             print(f"Rows of {name} are skipped: {error}. Install the extra `bench`.")

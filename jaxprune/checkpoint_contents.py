@@ -24,12 +24,16 @@ Described = dict[str, list[Any]]
 
 
 class Damaged(ValueError):
-    """A checkpoint that was complete and cannot be read any more."""
+    """A checkpoint whose files are missing, cut short or altered."""
 
 
 @contextlib.contextmanager
-def damage(directory: Any, step: int) -> Iterator[None]:
-    """What fails inside, failed because a complete checkpoint was damaged afterwards.
+def damage(directory: Any, step: int | None = None) -> Iterator[None]:
+    """What fails inside, failed because files of a checkpoint are missing or were changed.
+
+    Args:
+      directory: where it lies.
+      step: of a checkpoint known to have been complete; None for any other.
 
     Raises:
       Damaged: in place of whatever was raised.
@@ -40,9 +44,13 @@ def damage(directory: Any, step: int) -> Iterator[None]:
         raise
     except Exception as error:
         told = str(error).split(" [tensorstore_spec")[0].split(" [source locations")[0]
+        told = f"{type(error).__name__}: {' '.join(told.split())[:500]}"
         raise Damaged(
-            f"The checkpoint of step {step} in {directory} was complete and has been damaged: "
-            f"{type(error).__name__}: {told}. Restore another step, or another copy."
+            f"The checkpoint in {directory} cannot be read: files are missing or damaged ({told}). "
+            "Try another step, or another copy."
+            if step is None
+            else f"The checkpoint of step {step} in {directory} was complete and has been damaged: "
+            f"{told}. Restore another step, or another copy."
         ) from error
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxprune import trees
-from jaxprune.checkpoint_contents import by_name, sha256
+from jaxprune.checkpoint_contents import by_name, damage, sha256
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax takes it off the name when all is written
 _STEP = re.compile(r"(?:.*[_-])?(\d+)")  # 7, 000007, checkpoint_7
@@ -68,7 +67,7 @@ class Stored(NamedTuple):
         """The arrays of these leaves, whole, on the host.
 
         Raises:
-          ValueError: the files are damaged.
+          Damaged: the files are, a ValueError.
         """
         wanted = dict.fromkeys(names)
         found: dict[str, np.ndarray] = {}
@@ -77,7 +76,7 @@ class Stored(NamedTuple):
             if inside:
                 data = _read(self.path, item, inside)
                 found |= {whole: data[name] for name, whole in inside.items()}
-        with _damage(self.path):
+        with damage(self.path):
             for name, array in found.items():
                 if self.hashes.get(name) not in (None, sha256(array)):
                     raise ValueError(f"{trees.label(name)} has other bytes than were saved")
@@ -178,7 +177,7 @@ def _opened(folder: Path, step: int | None) -> Stored:
 
 def _of_ours(folder: Path, step: int | None) -> Stored:
     """A checkpoint of `checkpoint`: names are whole paths, `leaves` has their order."""
-    with _damage(folder):
+    with damage(folder):
         described = json.loads((folder / "leaves" / "metadata").read_text("utf-8"))
         items = {"": _item(folder, folder / "tree")} if (folder / "tree").is_dir() else {}
         stored = items[""].leaves if items else {}
@@ -197,7 +196,7 @@ def _of_ours(folder: Path, step: int | None) -> Stored:
 def _item(folder: Path, path: Path) -> Item:
     import orbax.checkpoint as ocp
 
-    with _damage(folder):
+    with damage(folder):
         found = ocp.PyTreeCheckpointHandler().metadata(path)
         tree = getattr(found, "tree", found)
         return Item(path, by_name(tree), jax.tree.structure(tree))
@@ -211,26 +210,9 @@ def _read(folder: Path, item: Item, names: Iterable[str]) -> dict[str, np.ndarra
     target = [leaf if name in wanted else ocp.PLACEHOLDER for name, leaf in item.leaves.items()]
     host = [ocp.RestoreArgs(restore_type=np.ndarray)] * len(target)
     tree, how = (jax.tree.unflatten(item.structure, x) for x in (target, host))
-    with _damage(folder):
+    with damage(folder):
         found = ocp.PyTreeCheckpointHandler().restore(
             item.path, args=ocp.args.PyTreeRestore(item=tree, restore_args=how)
         )
         leaves = dict(zip(item.leaves, jax.tree.leaves(found), strict=True))
         return {name: np.asarray(leaves[name]) for name in wanted}
-
-
-@contextmanager
-def _damage(folder: Path) -> Iterator[None]:
-    """What fails inside, failed because files are missing or changed.
-
-    Raises:
-      ValueError: in place of whatever was raised.
-    """
-    try:
-        yield
-    except Exception as error:
-        why = " ".join(str(error).split())
-        raise ValueError(
-            f"The checkpoint in {folder} cannot be read: files are missing or damaged "
-            f"({type(error).__name__}: {why[:300]}). Try another step, or another copy."
-        ) from error
