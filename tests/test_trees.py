@@ -111,6 +111,17 @@ def test_counts_are_exact_integers_inside_jit_and_outside():
     np.testing.assert_allclose(inside[2], trees.sparsity(mask), rtol=1e-7)
 
 
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_mask_of_one_entry_is_pruned_whole_or_not_at_all(keeps):
+    mask = [np.array([keeps])]
+    assert trees.sparsity(mask) == trees.prunable_counts(mask, [True])["sparsity"] == 1 - keeps
+
+
+@pytest.mark.parametrize("empty", [[], [np.ones((0, 2), bool)]])
+def test_of_no_entries_none_are_pruned(empty):
+    assert trees.sparsity(empty) == 0
+
+
 def test_what_a_pruner_counts_is_of_the_flagged_leaves():
     mask = {
         "a": jnp.array([[True, False]]),

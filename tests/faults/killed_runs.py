@@ -20,6 +20,8 @@ from experiments import (
     dense_networks,
     ledger,
     minified_models,
+    nip_it_in_the_bud,
+    pretrained_models,
     resumable,
     to_prune_or_not,
 )
@@ -39,6 +41,10 @@ NAMES = {
             preset="smoke", seeds=1, methods=("MP", "WF-S", "SparseGPT")
         )
     ),
+    "nip_it_in_the_bud": lambda: nip_it_in_the_bud.run(nip_it_in_the_bud.Arguments(preset="smoke")),
+    "pretrained_models": lambda: pretrained_models.run(
+        pretrained_models.Arguments(model="toy", preset="smoke")
+    ),
 }
 REPORT = {
     "totals": {"kept": 1, "bytes_dense": 4, "bytes_bitmask": 4, "bytes_csr": 4},
@@ -46,7 +52,7 @@ REPORT = {
 }
 """What a table reads of a network that nobody weighs."""
 MOMENTS = ("before", "inside", "after")
-TIMES = {"hardware", "score_seconds", "seconds", "train_seconds", "time"}
+TIMES = {"hardware", "milliseconds", "ms", "score_seconds", "seconds", "train_seconds", "time"}
 
 
 def without_times(found):
@@ -105,8 +111,8 @@ class Writes:
 
 def work_in(folder, patch):
     """Everything an experiment writes goes there, and checkpoints after every step."""
-    modules = (combinatorial_brain_surgeon, compare_saliencies, minified_models, to_prune_or_not)
-    for module in (*modules, dense_networks):
+    ours = (compare_saliencies, minified_models, nip_it_in_the_bud, pretrained_models)
+    for module in (*ours, combinatorial_brain_surgeon, dense_networks, to_prune_or_not):
         patch(module, "WORK", folder)
     patch(dense_networks, "RESULTS", folder)
     patch(resumable, "SAVE_SECONDS", 0.0)

@@ -16,6 +16,8 @@ EQUIVALENT: dict[str, str] = {
     "trees.py/kept_whole: leaf > 1 -> leaf >= 1": _NEVER,
     "trees.py/kept_whole: 1 -> 2 #2": _NEVER,
     "trees.py/kept_whole: 1 -> 0 #2": _NEVER,
+    "trees.py/on_host: return False -> return None": "only its truth is read",
+    "trees.py/check_sparsity: 8 -> 7": "no dtype has 7 bytes",
     "trees.py/totals: 0 -> 1": "all flags have the shape of the first",
     "trees.py/totals: 0 -> -1": "all flags have the shape of the first",
     "trees.py/total: 0 -> -1": "there is one total",
