@@ -77,7 +77,7 @@ def flops(function: Callable[..., Any], *args: Any) -> int:
       An exact integer.
 
     Example:
-      >>> x, w = jax.ShapeDtypeStruct((5, 3), float), jax.ShapeDtypeStruct((3, 7), float)
+      >>> x, w = jax.ShapeDtypeStruct((5, 3), "float32"), jax.ShapeDtypeStruct((3, 7), "float32")
       >>> flops(lambda w, x: jax.nn.relu(x @ w), w, x) == 2 * 5 * 3 * 7
       True
     """
@@ -88,8 +88,8 @@ def flops_by_operation(function: Callable[..., Any], *args: Any) -> FlopCount:
     """The same count, operation by operation; `leaf` refers to the leaves of the first argument.
 
     Example:
-      >>> params = [jax.ShapeDtypeStruct((3, 7), float), jax.ShapeDtypeStruct((7, 2), float)]
-      >>> x = jax.ShapeDtypeStruct((5, 3), float)
+      >>> params = [jax.ShapeDtypeStruct(shape, "float32") for shape in ((3, 7), (7, 2))]
+      >>> x = jax.ShapeDtypeStruct((5, 3), "float32")
       >>> count = flops_by_operation(lambda p, x: x @ p[0] @ p[1], params, x)
       >>> [(operation.leaf, operation.flops) for operation in count.operations]
       [(0, 210), (1, 140)]
@@ -113,8 +113,8 @@ def flops_skipping_zeros(count: FlopCount, mask: Mask) -> int:
       mask: a mask of the same `params`, True = kept.
 
     Example:
-      >>> w = jax.ShapeDtypeStruct((2, 2), float)
-      >>> count = flops_by_operation(lambda w, x: x @ w, w, jax.ShapeDtypeStruct((1, 2), float))
+      >>> w = jax.ShapeDtypeStruct((2, 2), "float32")
+      >>> count = flops_by_operation(lambda w, x: x @ w, w, jax.ShapeDtypeStruct((1, 2), "float32"))
       >>> flops_skipping_zeros(count, jax.numpy.array([[True, False], [False, False]]))
       2
     """
