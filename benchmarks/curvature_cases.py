@@ -140,7 +140,7 @@ def waiting(function: Function, *args: Any) -> Callable[[], Any]:
 
 
 def compared(one: Callable[[], Any], other: Callable[[], Any], most: int) -> measuring.Ratio:
-    """`most` pairs, or as many as fit 20 seconds; 3 at least."""
+    """`most` pairs, or as many as fit 20 seconds; 6 at least, or `most`."""
     times = []
     for call in (one, other):
         call()
@@ -148,4 +148,4 @@ def compared(one: Callable[[], Any], other: Callable[[], Any], most: int) -> mea
         call()
         times.append(max(measuring.clock() - start, 1e-6))
     fit = 20 / (max(1, 0.05 / times[0]) * sum(times))  # a measurement is of 0.05 s at least
-    return measuring.paired(one, other, max(3, min(most, int(fit))))
+    return measuring.paired(one, other, min(most, max(6, int(fit))))

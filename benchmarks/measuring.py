@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-ON_CPU = os.environ.get("JAX_PLATFORMS", "cpu") == "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # set it to measure an accelerator
+ON_CPU = os.environ["JAX_PLATFORMS"] == "cpu"
 if ON_CPU:
     flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
@@ -32,19 +33,43 @@ class Ratio(NamedTuple):
 
     Attributes:
       median: of the paired ratios.
-      low: lower end of the 95 % interval of the median (order statistics, no distribution).
-      high: upper end.
+      ends: of the 95 % interval of the median, see `interval_of`.
       pairs: number of pairs.
       milliseconds: median time of one call.
       baseline: median time of one call of the baseline, milliseconds.
     """
 
     median: float
-    low: float
-    high: float
+    ends: tuple[float, float] | None
     pairs: int
     milliseconds: float
     baseline: float
+
+    def interval(self, digits: int) -> str:
+        """The 95 % interval, in words."""
+        return interval_told(self.ends, digits)
+
+    def told(self, digits: int) -> str:
+        """The median and its interval."""
+        return f"{self.median:.{digits}f} ({self.interval(digits)})"
+
+
+def interval_of(ratios: np.ndarray) -> tuple[float, float] | None:
+    """Ends of the 95 % interval of the median: order statistics, no distribution is assumed.
+
+    None below six ratios, whose smallest and largest enclose the median less often than that.
+    """
+    if (n := len(ratios)) < 6:
+        return None
+    ratios = np.sort(ratios)
+    width = 0.98 * np.sqrt(n)  # binomial, normal limit
+    low, high = max(int(np.floor(n / 2 - width)), 0), min(int(np.ceil(n / 2 + width)), n - 1)
+    return float(ratios[low]), float(ratios[high])
+
+
+def interval_told(ends: tuple[float, float] | None, digits: int) -> str:
+    """An interval in words; `-` for none."""
+    return "-" if ends is None else f"{ends[0]:.{digits}f} .. {ends[1]:.{digits}f}"
 
 
 def clock() -> float:
@@ -77,13 +102,9 @@ def paired(
     for i in range(pairs):
         for j in (0, 1) if i % 2 else (1, 0):
             times[i, j] = timed((baseline, other)[j])
-    ratios = np.sort(times[:, 1] / times[:, 0])
-    # The median lies between these order statistics with 95 % confidence (binomial, normal limit).
-    width = 0.98 * np.sqrt(pairs)
-    low = max(int(np.floor(pairs / 2 - width)), 0)
-    high = min(int(np.ceil(pairs / 2 + width)), pairs - 1)
+    ratios = times[:, 1] / times[:, 0]
     base, took = np.median(times, axis=0) * 1e3
-    return Ratio(float(np.median(ratios)), ratios[low], ratios[high], pairs, took, base)
+    return Ratio(float(np.median(ratios)), interval_of(ratios), pairs, took, base)
 
 
 def environment() -> str:
@@ -120,7 +141,7 @@ def ratio_cells(ratio: Ratio) -> list[str]:
     """A ratio as cells: median, interval, pairs, both times."""
     return [
         f"{ratio.median:.3f}",
-        f"{ratio.low:.3f} .. {ratio.high:.3f}",
+        ratio.interval(3),
         str(ratio.pairs),
         f"{ratio.milliseconds:.3f}",
         f"{ratio.baseline:.3f}",
@@ -144,8 +165,7 @@ def schedule_cells(
     """
     idle, active = (paired(plain, call, pairs=pairs) for call in (between, busy))
     average = idle.median + (active.median - idle.median) / every
-    told = [f"{r.median:.3f} ({r.low:.3f} .. {r.high:.3f})" for r in (idle, active)]
-    return [f"{idle.baseline:.2f}", *told, f"{average:.3f}"]
+    return [f"{idle.baseline:.2f}", idle.told(3), active.told(3), f"{average:.3f}"]
 
 
 def is_quick(about: str | None) -> bool:

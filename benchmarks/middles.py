@@ -107,7 +107,7 @@ def rows_of(net: Net, batch: int, most: int) -> list[list[str]]:
         rows.append(
             [
                 net.name, words, "-".join(map(str, middles)) if middles else "",
-                f"{fewer:.2f}", f"{faster:.2f} ({times.low:.2f} .. {times.high:.2f})",
+                f"{fewer:.2f}", times.told(2),
                 f"{faster / fewer - 1:+.0%}", str(times.pairs), f"{times.baseline:.1f}",
                 f"{flops / times.baseline / found.products / 1e6:.1f}", f"{found.products:.0%}",
             ]

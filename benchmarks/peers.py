@@ -64,7 +64,7 @@ def row_of(job: Job, most: int) -> list[str]:
     ratio = compared(job.ours, job.theirs or job.ours, most)
     memory = [call and peak(call) for call in (job.ours, job.theirs)]
     told = ["-" if found is None else f"{found:,.0f}" for found in memory]
-    times = [f"{ratio.median:.2f}", f"{ratio.low:.2f} .. {ratio.high:.2f}", str(ratio.pairs)]
+    times = [f"{ratio.median:.2f}", ratio.interval(2), str(ratio.pairs)]
     if job.theirs is None:
         times = ["-", "-", str(ratio.pairs)]
     return [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Iterator
 from functools import partial
 
@@ -37,7 +36,6 @@ def jobs(quick: bool) -> Iterator[Job]:
             ours._replace(coupling=ours.traced(case.inputs)).pruned()
 
         def theirs(case=case, model=model, inputs=inputs) -> None:
-            gc.collect()
             peer.pruned(peer.traced(copy.deepcopy(model), inputs, case.options))
 
         good, works = peer.worded(check.relative), not said.startswith("failed")

@@ -88,7 +88,7 @@ def row_of(name: str, case: Case, sparsity: float, round_to: int, most: int) -> 
     if narrow:
         original = compiled(narrow.apply, small, x)
         assert largest_difference(original(small, x), shrunk(small, x)) < 1e-5
-        replay = cell(compared(run(original, small), run(shrunk, small), most))
+        replay = compared(run(original, small), run(shrunk, small), most).told(3)
     apart = largest_difference(dense(masked, x), shrunk(small, x))
     rates = [
         (coupling.flops(k) / ms / found.products / 1e6, found)
@@ -103,7 +103,7 @@ def row_of(name: str, case: Case, sparsity: float, round_to: int, most: int) -> 
         f"{sparsity:.0%}" + (f", in {round_to}s" if round_to > 1 else ""),
         f"{count(small) / count(variables):.1%}",
         f"{flops:.2f}",
-        f"{times.median:.2f} ({times.low:.2f} .. {times.high:.2f})",
+        times.told(2),
         f"{times.median / flops - 1:+.0%}",
         str(times.pairs),
         f"{times.milliseconds:.2f}",
@@ -111,14 +111,10 @@ def row_of(name: str, case: Case, sparsity: float, round_to: int, most: int) -> 
         " / ".join(f"{rate:.1f}" for rate, _ in rates),
         " / ".join(f"{found.products:.0%}" for _, found in rates),
         " / ".join(f"{found.fused:.0%}" for _, found in rates),
-        cell(against_masked),
+        against_masked.told(3),
         replay,
         f"{apart:.0e}",
     ]
-
-
-def cell(ratio: measuring.Ratio) -> str:
-    return f"{ratio.median:.3f} ({ratio.low:.3f} .. {ratio.high:.3f})"
 
 
 def speed(quick: bool) -> None:
@@ -166,7 +162,7 @@ def products(quick: bool) -> None:
                     name,
                     str(n),
                     f"{widths[0] ** (kernel.ndim // 2) / n ** (kernel.ndim // 2):.1f}",
-                    f"{ratio.median:.2f} ({ratio.low:.2f} .. {ratio.high:.2f})",
+                    ratio.told(2),
                     f"{ratio.baseline:.3f}",
                     f"{flops / ratio.baseline / 1e6:.1f}",
                     "fused" if fused else "alone",

@@ -58,12 +58,9 @@ def in_turns(calls: Sequence[Call], pairs: int) -> np.ndarray:
 
 
 def interval(ratios: np.ndarray) -> str:
-    """The median of paired ratios with its 95 % interval, by order statistics."""
-    ratios = np.sort(ratios)
-    width = 0.98 * np.sqrt(len(ratios))
-    low = max(int(np.floor(len(ratios) / 2 - width)), 0)
-    high = min(int(np.ceil(len(ratios) / 2 + width)), len(ratios) - 1)
-    return f"{np.median(ratios):.2f} ({ratios[low]:.2f} .. {ratios[high]:.2f})"
+    """The median of paired ratios with its 95 % interval."""
+    ends = measuring.interval_told(measuring.interval_of(ratios), 2)
+    return f"{np.median(ratios):.2f} ({ends})"
 
 
 def trace(quick: bool) -> None:

@@ -68,8 +68,24 @@ def test_a_call_that_does_three_times_the_work_takes_three_times_as_long():
         "def one(): done[0] += 0.25\n"
         "def three(): one(), one(), one()\n"
         "ratio = measuring.paired(one, three, pairs=21, least=0.5)\n"
-        "assert ratio.low == ratio.median == ratio.high == 3, ratio\n"
+        "assert ratio.ends == (ratio.median, ratio.median) == (3, 3), ratio\n"
         "assert (ratio.pairs, ratio.baseline, ratio.milliseconds) == (21, 250, 750), ratio\n"
+    )
+    run("-c", program)
+
+
+def test_an_interval_of_the_median_covers_it_95_times_in_100_or_is_not_given():
+    program = (
+        "from benchmarks import measuring\n"
+        "from math import comb\n"
+        "import numpy as np\n"
+        "for n in range(1, 61):\n"
+        "    ends = measuring.interval_of(np.arange(n)[::-1])\n"
+        "    assert (ends is None) == (n < 6), n\n"
+        "    if ends is not None:  # ends are places; below, how many values lie under the median\n"
+        "        low, high = map(int, ends)\n"
+        "        inside = sum(comb(n, k) for k in range(low + 1, high + 1)) / 2**n\n"
+        "        assert inside > 0.94, (n, inside)\n"
     )
     run("-c", program)
 
