@@ -14,18 +14,17 @@ import operator
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import checkpoint_contents as contents
 from jaxprune import shrunk_checkpoint
-from jaxprune.checkpoint_contents import NUMBERS, Damaged, by_name, is_key, key_impl
+from jaxprune.checkpoint_contents import Damaged, by_name
 from jaxprune.coupling import Coupling
 from jaxprune.coupling.groups import Kept
 from jaxprune.shrunk_checkpoint import Shrunk
@@ -35,7 +34,8 @@ __all__ = [
     "Damaged", "latest_step", "restore", "restore_shrunk", "save", "save_shrunk", "steps",
 ]  # fmt: skip
 
-_HALF_WRITTEN = ".orbax-checkpoint-tmp*"  # Orbax's own name
+_UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's own name
+_HALF_WRITTEN = f"{_UNFINISHED}*"
 _DROPPED = ".dropped"
 
 
@@ -48,7 +48,7 @@ def _orbax() -> Any:
 
 
 def _path(directory: str | Path, step: int) -> Path:
-    return Path(directory).absolute() / str(step)
+    return contents.folder(directory).absolute() / str(step)
 
 
 def save(directory: str | Path, tree: PyTree, *, step: int, keep: int | None = None) -> None:
@@ -87,7 +87,7 @@ def _save(
     import orbax.checkpoint as ocp
 
     step, leaves = operator.index(step), by_name(tree)
-    _check_step(directory, step, keep)
+    contents.check_step(directory, steps(directory), step, keep)
     for name, leaf in leaves.items():
         contents.check_leaf(name, leaf)
     data = {name: contents.as_data(leaf) for name, leaf in leaves.items() if np.size(leaf)}
@@ -122,6 +122,18 @@ def _all_or_nothing(checkpoint: Path) -> Iterator[None]:
 
 
 def _keep_newest(directory: Path, keep: int) -> None:
+    """Delete older checkpoints; of several processes the first does, and the others wait."""
+    try:
+        if jax.process_index() == 0:
+            _drop_older(directory, keep)
+    finally:
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("jaxprune.checkpoint dropped older ones")
+
+
+def _drop_older(directory: Path, keep: int) -> None:
     """Delete older checkpoints, and what killed processes have left half-written."""
     for old in steps(directory)[:-keep]:
         # Renamed first: a half-deleted checkpoint must not look like one.
@@ -136,26 +148,11 @@ def _sweep(directory: Path, pattern: str) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _check_step(directory: str | Path, step: int, keep: int | None) -> None:
-    known = steps(directory)
-    if step < 0:
-        raise ValueError(f"`step` is a step number, an integer >= 0; got {step}.")
-    if keep is not None and keep < 1:
-        raise ValueError(f"`keep` counts checkpoints to keep, an integer >= 1; got {keep}.")
-    if step in known:
-        raise ValueError(f"{directory} has a checkpoint of step {step} already.")
-    if keep is not None and known and step < known[-1]:
-        raise ValueError(
-            f"{directory} has a checkpoint of step {known[-1]}, later than {step}: `keep` would "
-            "delete the wrong one. Save elsewhere, or without `keep`."
-        )
-
-
 def steps(directory: str | Path) -> list[int]:
     """The steps of all complete checkpoints, rising; empty if there is none."""
     # Orbax renames a checkpoint to its number when it is complete.
-    found = [p for p in Path(directory).glob("*") if p.name.isdecimal() and (p / "leaves").is_dir()]
-    return sorted(int(p.name) for p in found)
+    inside = contents.folder(directory).glob("*")
+    return sorted(int(p.name) for p in inside if p.name.isdecimal() and (p / "leaves").is_dir())
 
 
 def latest_step(directory: str | Path) -> int | None:
@@ -170,8 +167,9 @@ def restore(directory: str | Path, like: PyTree, *, step: int | None = None) -> 
     Args:
       directory: where checkpoints live.
       like: a tree with the same names, shapes and dtypes (arrays, or abstract ones from
-        `jax.eval_shape`). Where its arrays are committed to a sharding, the restored ones get
-        it, whatever they were saved with; the others go where the first jitted step wants them.
+        `jax.eval_shape`); a Python number is as good as a scalar array. Where its arrays are
+        committed to a sharding, the restored ones get it, whatever they were saved with; the
+        others go where the first jitted step wants them.
       step: which checkpoint (default: the newest).
 
     Returns:
@@ -190,13 +188,19 @@ def restore(directory: str | Path, like: PyTree, *, step: int | None = None) -> 
     with contents.damage(directory, step):
         found: contents.Described = {name: list(about) for name, about in saved["leaves"].items()}
     contents.check_described(found, contents.described(leaves), directory)
-    target = {name: _target(leaf) for name, leaf in leaves.items() if np.size(leaf)}
+    target = {name: contents.target(leaf) for name, leaf in leaves.items() if np.size(leaf)}
     data: dict[str, Any] = {}
     if target:
         data = _read(directory, step, tree=ocp.args.StandardRestore(target))["tree"]
+    if again := contents.other_scalars(found, data):
+        stored = _read_as_stored(directory, step, data, again)
+        with contents.damage(directory, step):
+            contents.check_bytes(found, stored)
     with contents.damage(directory, step):
-        contents.check_bytes(found, data)
-    restored = [_as_saved(leaf, data.get(name)) for name, leaf in leaves.items()]
+        contents.check_bytes(found, {name: data[name] for name in data if name not in again})
+    for name in again:
+        data[name] = contents.cast(name, stored[name], data[name].dtype)
+    restored = [contents.as_saved(leaf, data.get(name)) for name, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(like), restored)
 
 
@@ -298,11 +302,30 @@ def restore_shrunk(
 
 def _existing(directory: str | Path, step: int | None) -> int:
     """The step of a complete checkpoint, the newest one by default."""
+    try:
+        step = None if step is None else operator.index(step)
+    except TypeError:
+        raise TypeError(
+            f"`step` is a step number, an integer; got a {type(step).__name__}. Pass a tree to "
+            "restore into as `like=`."
+        ) from None
     known = steps(directory)
     if not known or (step is not None and step not in known):
         wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-        raise FileNotFoundError(f"{directory} has {wanted}; complete ones: {known or 'none'}.")
-    return known[-1] if step is None else operator.index(step)
+        there = f"complete ones: {known or 'none'}.{'' if known else _what_else(Path(directory))}"
+        raise FileNotFoundError(f"{directory} has {wanted}; {there}")
+    return known[-1] if step is None else step
+
+
+def _what_else(folder: Path) -> str:
+    """What a folder without a checkpoint of ours is, where that can be told."""
+    parent = folder.absolute().parent
+    if folder.absolute().name.isdecimal() and (folder / "leaves").is_dir():
+        return f" It is one itself: restore from {parent} with `step={folder.absolute().name}`."
+    found = (p for depth in range(3) for p in folder.glob(f"{'*/' * depth}_METADATA"))
+    if any(_UNFINISHED not in str(p.relative_to(folder)) for p in found):
+        return " What is there Orbax wrote, not `jaxprune.checkpoint`: restore it by Orbax."
+    return ""
 
 
 def _read(directory: str | Path, step: int, **items: Any) -> Any:
@@ -313,30 +336,14 @@ def _read(directory: str | Path, step: int, **items: Any) -> Any:
         return orbax.restore(_path(directory, step), args=ocp.args.Composite(**items))
 
 
-def _placement(leaf: Any) -> Any:
-    """The sharding a leaf is committed to, or None."""
-    return getattr(leaf, "sharding", None) if getattr(leaf, "committed", True) else None
+def _read_as_stored(
+    directory: str | Path, step: int, names: Iterable[str], wanted: Iterable[str]
+) -> dict[str, Any]:
+    """Some leaves of the names there are, in the types they have on disk."""
+    import orbax.checkpoint as ocp
 
-
-def _target(leaf: Any) -> Any:
-    """What Orbax is to read a leaf into: an array placed as the leaf is, or one on the host."""
-    if is_key(leaf):
-        leaf = jax.eval_shape(jax.random.key_data, leaf)
-    elif _placement(leaf) is not None:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_placement(leaf))
-    leaf = np.asarray(leaf) if isinstance(leaf, NUMBERS) else leaf
-    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
-
-
-def _as_saved(leaf: Any, data: Any) -> Any:
-    """What was read, in the kind and the place of the leaf it is restored into."""
-    if isinstance(leaf, NUMBERS):
-        return type(leaf)(data.item())
-    data = np.asarray(_target(leaf)) if data is None else data  # an empty leaf was not saved
-    if isinstance(leaf, np.ndarray | np.generic):
-        return data[()] if isinstance(leaf, np.generic) else data
-    array = jnp.asarray(data)
-    if is_key(leaf):
-        array = jax.random.wrap_key_data(array, impl=key_impl(leaf))
-    placement = _placement(leaf)
-    return array if placement is None else jax.device_put(array, placement)
+    wanted = set(wanted)
+    item = {name: np.zeros(()) if name in wanted else ocp.PLACEHOLDER for name in names}
+    how = dict.fromkeys(item, ocp.RestoreArgs(restore_type=np.ndarray))
+    tree = _read(directory, step, tree=ocp.args.PyTreeRestore(item=item, restore_args=how))["tree"]
+    return {name: tree[name] for name in wanted}

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +21,8 @@ from jaxprune.types import PyTree
 
 NUMBERS = (bool, int, float, complex)
 _KINDS = (jnp.bool_, jnp.number)
+_NOT_STORED = ("uint2", "uint4")  # tensorstore, which writes for Orbax, has no such types
+_URL = re.compile(r"[a-zA-Z][\w+.-]+:/")  # `Path` takes one of two slashes away
 Described = dict[str, list[Any]]
 """Shape, dtype and SHA-256 by leaf; no hash (None, or left out) where it is not known."""
 
@@ -64,6 +68,39 @@ def by_name(tree: PyTree) -> dict[str, Any]:
     return found
 
 
+def folder(directory: Any) -> Path:
+    """A directory as a path.
+
+    Raises:
+      ValueError: it is a URL; `Path` would make a folder on this machine of it.
+    """
+    if _URL.match(str(directory)):
+        raise ValueError(
+            f"Checkpoints live in folders of this machine; got the URL {str(directory)!r}. Mount "
+            "the bucket, or save to a folder and copy that."
+        )
+    return Path(directory)
+
+
+def check_step(directory: Any, known: list[int], step: int, keep: int | None) -> None:
+    """Raise unless a step can be saved beside those that are known, rising.
+
+    Raises:
+      ValueError: see `checkpoint.save`.
+    """
+    if step < 0:
+        raise ValueError(f"`step` is a step number, an integer >= 0; got {step}.")
+    if keep is not None and keep < 1:
+        raise ValueError(f"`keep` counts checkpoints to keep, an integer >= 1; got {keep}.")
+    if step in known:
+        raise ValueError(f"{directory} has a checkpoint of step {step} already.")
+    if keep is not None and known and step < known[-1]:
+        raise ValueError(
+            f"{directory} has a checkpoint of step {known[-1]}, later than {step}: `keep` would "
+            "delete the wrong one. Save elsewhere, or without `keep`."
+        )
+
+
 def is_key(leaf: Any) -> bool:
     """True for arrays of PRNG keys."""
     return jax.dtypes.issubdtype(trees.dtype_of(leaf), jax.dtypes.prng_key)
@@ -95,15 +132,23 @@ def check_leaf(name: str, leaf: Any) -> None:
     """Raise unless a leaf can be saved.
 
     Raises:
-      ValueError: it was donated.
-      TypeError: it is neither array nor number.
+      ValueError: it was donated, or is a Python integer of more than 64 bits.
+      TypeError: it is neither array nor number, or of a type that cannot be stored.
     """
+    if isinstance(leaf, int) and not -(2**63) <= leaf < 2**63:
+        raise ValueError(
+            f"Cannot save {trees.label(name)}: it is {leaf}, and integers are stored in 64 bits."
+        )
     kind, arrays = type(leaf).__name__, (jax.Array, np.ndarray, np.generic)
     dtype = trees.dtype_of(leaf) if isinstance(leaf, (*arrays, *NUMBERS)) else None
     if dtype is None or not (is_key(leaf) or any(jnp.issubdtype(dtype, t) for t in _KINDS)):
         raise TypeError(
             f"Cannot save {trees.label(name)}: it is a {kind}{f' of {dtype}' if dtype else ''}, "
             "and a checkpoint holds arrays and numbers. Take it out of the tree."
+        )
+    if str(dtype) in _NOT_STORED:
+        raise TypeError(
+            f"Cannot save {trees.label(name)}: Orbax cannot store {dtype}. Save it as uint8."
         )
     if isinstance(leaf, jax.Array) and leaf.is_deleted():
         raise ValueError(
@@ -154,8 +199,68 @@ def check_bytes(saved: Described, data: Mapping[str, Any]) -> None:
       ValueError: the first leaf that has not is named.
     """
     for name, array in data.items():
-        expected = (*saved[name], None)[2]  # checkpoints of version 0.1 know no hashes
-        if expected is not None and sha256(array) not in (None, expected):
+        if not _has_bytes(saved[name], array):
             raise ValueError(
                 f"the arrays are not those that were saved: {trees.label(name)} has other bytes"
             )
+
+
+def _has_bytes(about: list[Any], array: Any) -> bool:
+    expected = (*about, None)[2]  # checkpoints of version 0.1 know no hashes
+    return expected is None or sha256(array) in (None, expected)
+
+
+def other_scalars(saved: Described, data: Mapping[str, Any]) -> set[str]:
+    """Scalars with other bytes than were saved, by name.
+
+    A Python number is stored in 64 bits, an array of the same described type perhaps in 32; read
+    into the other kind, it was cast before it could be checked.
+    """
+    scalars = {name: array for name, array in data.items() if not saved[name][0]}
+    return {name for name, array in scalars.items() if not _has_bytes(saved[name], array)}
+
+
+def cast(name: str, stored: np.ndarray, dtype: Any) -> np.ndarray:
+    """A scalar in another type of its kind.
+
+    Raises:
+      ValueError: that type does not hold it.
+    """
+    with np.errstate(over="ignore"):
+        found = stored.astype(dtype)
+    exact = jnp.issubdtype(dtype, jnp.integer)
+    if found != stored if exact else np.isfinite(found) != np.isfinite(stored):
+        raise ValueError(
+            f"Cannot restore {trees.label(name)}: it was saved as the number {stored}, which is no "
+            f"{dtype}. Restore it into a Python number."
+        )
+    return found
+
+
+def placement(leaf: Any) -> Any:
+    """The sharding a leaf is committed to, or None."""
+    return getattr(leaf, "sharding", None) if getattr(leaf, "committed", True) else None
+
+
+def target(leaf: Any) -> Any:
+    """What Orbax is to read a leaf into: an array placed as the leaf is, or one on the host."""
+    if is_key(leaf):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    elif placement(leaf) is not None:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement(leaf))
+    leaf = np.asarray(leaf) if isinstance(leaf, NUMBERS) else leaf
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+
+
+def as_saved(leaf: Any, data: Any) -> Any:
+    """What was read, in the kind and the place of the leaf it is restored into."""
+    if isinstance(leaf, NUMBERS):
+        return type(leaf)(data.item())
+    data = np.asarray(target(leaf)) if data is None else data  # an empty leaf was not saved
+    if isinstance(leaf, np.ndarray | np.generic):
+        return data[()] if isinstance(leaf, np.generic) else data
+    array = jnp.asarray(data)
+    if is_key(leaf):
+        array = jax.random.wrap_key_data(array, impl=key_impl(leaf))
+    place = placement(leaf)
+    return array if place is None else jax.device_put(array, place)

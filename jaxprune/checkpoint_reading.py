@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxprune import trees
 from jaxprune.checkpoint_contents import by_name, damage, sha256
+from jaxprune.checkpoint_contents import folder as as_folder
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax takes it off the name when all is written
 _STEP = re.compile(r"(?:.*[_-])?(\d+)")  # 7, 000007, checkpoint_7
@@ -105,7 +106,7 @@ def find(path: str | Path, step: int | None = None) -> Stored:
       ...     stored.step, stored.leaves["net/w"].shape, stored.read(["net/w"])["net/w"]
       (7, (3,), array([0., 1., 2.], dtype=float32))
     """
-    folder = Path(path).absolute()
+    folder = as_folder(path).absolute()
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {what}. Give the folder that the checkpoint was saved to.")

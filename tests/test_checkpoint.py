@@ -273,8 +273,10 @@ def test_keep_retains_the_newest_checkpoints(tmp_path):
             TypeError,
             "leaf 'w': it is a ShapeDtypeStruct",
         ),
+        ({"w": jnp.ones(3, jnp.uint4)}, {"step": 1}, TypeError, "'w': Orbax cannot store uint4"),
+        ({"w": 2**70}, {"step": 1}, ValueError, "leaf 'w': it is 1180591620717411303424"),
     ],
-    ids=["negative", "fraction", "keep", "text", "text_array", "abstract"],
+    ids=["negative", "fraction", "keep", "text", "text_array", "abstract", "uint4", "wide"],
 )
 def test_what_cannot_be_saved_is_an_error_before_anything_is_written(
     tree, options, error, message, tmp_path

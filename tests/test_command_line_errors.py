@@ -20,6 +20,7 @@ def test_a_folder_without_a_checkpoint_is_an_error_that_says_what_there_is(tmp_p
     (tmp_path / "7").mkdir()
     assert "is no checkpoint and holds none" in refused(capsys, tmp_path)
     assert "notes is a file, not a folder" in refused(capsys, tmp_path / "notes")
+    assert "got the URL 'gs://bucket/run'" in refused(capsys, "gs://bucket/run")
     with_orbax(tmp_path / "first", {"w": jnp.ones(1)})
     with_orbax(tmp_path / "second", {"w": jnp.ones(1)})
     assert "is no checkpoint and holds none" in refused(capsys, tmp_path)  # but two lie in it

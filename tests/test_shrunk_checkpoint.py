@@ -244,6 +244,8 @@ def test_other_trees_and_checkpoints_are_refused(tmp_path):
     saved(tmp_path / "good")
     with pytest.raises(ValueError, match="leaf '0/0' was saved as"):
         checkpoint.restore_shrunk(tmp_path / "good", like=tuple(PAIR))
+    with pytest.raises(TypeError, match=r"got a tuple\. Pass a tree to restore into as `like=`"):
+        checkpoint.restore_shrunk(tmp_path / "good", small)
     assert checkpoint.steps(tmp_path) == [3]
 
 
