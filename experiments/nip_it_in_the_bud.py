@@ -99,10 +99,11 @@ def configure(arguments: Arguments) -> Config:
     check_known("network", [arguments.network], NETWORKS)
     if arguments.shrink_every < 0:
         raise ValueError(f"`shrink_every` is at least 0, got {arguments.shrink_every}.")
-    if arguments.cost is not None:
-        check_known("cost", [arguments.cost], COSTS)
+    cost = arguments.cost or "none"
+    check_known("cost", [cost], ("none", *COSTS))
     config = replace(
-        PRESETS[arguments.preset][arguments.network], dtype=arguments.dtype, cost=arguments.cost,
+        PRESETS[arguments.preset][arguments.network], dtype=arguments.dtype,
+        cost=None if cost == "none" else cost,
         shrink_every=arguments.shrink_every,
     )  # fmt: skip
     if arguments.dataset is not None:

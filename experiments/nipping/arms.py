@@ -136,9 +136,9 @@ class Bench:
         rates, (signal, *_) = self.config.tune_rates, self.config.signals
         if len(rates) > 1 and TRIALS not in self.book.pieces:
             tried = {f"{rate:g}": self._tried(signal, rate, told) for rate in rates}
+            best_rate(rates, tried)  # a failure is not recorded as if it were a piece
             self.book.record(TRIALS, tried)
-        tried = self.book.pieces.get(TRIALS, {})
-        return best_rate(rates, tried)
+        return best_rate(rates, self.book.pieces.get(TRIALS, {}))
 
     def _tried(self, signal: str, rate: float, told: Told) -> float | None:
         """The mean validation error at the marks of a path; None where the loss is not finite."""

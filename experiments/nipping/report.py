@@ -194,9 +194,9 @@ def document(config: Config, problem: Problem, book: ledger.Ledger) -> str:
 
 def rate_lines(config: Config, pieces: Pieces) -> list[str]:
     """How the rate of fine-tuning was chosen, if it was."""
-    if arms.TRIALS not in pieces:
+    tried = pieces.get(arms.TRIALS, {})
+    if all(value is None for value in tried.values()):
         return []
-    tried = pieces[arms.TRIALS]
     chosen = arms.best_rate(config.tune_rates, tried)
     say = lambda value: "not finite" if value is None else f"{value:.2f}"
     told = ", ".join(f"{rate}: {say(value)}" for rate, value in tried.items())

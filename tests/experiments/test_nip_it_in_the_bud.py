@@ -171,11 +171,44 @@ def test_rates_fall_where_the_schedule_says():
     [
         ({"network": "wrm"}, "Unknown network 'wrm'.*Did you mean 'wrn'"),
         ({"seeds": 0}, "`seeds`"),
+        ({"cost": "flop"}, "Unknown cost 'flop'.*none.*Did you mean 'flops'"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         experiment.configure(experiment.Arguments(**arguments))
+
+
+def test_no_cost_has_a_name_and_makes_no_other_results():
+    usual = experiment.configure(experiment.Arguments())
+    assert experiment.configure(experiment.Arguments(cost="none")) == usual
+    assert experiment.configure(experiment.Arguments(cost="flops")).cost == "flops"
+
+
+def test_rates_of_which_none_is_finite_are_told_and_tried_again(
+    finished, problem, tmp_path, monkeypatch
+):
+    book = experiment.ledger.Ledger(tmp_path / "book.json", CONFIG)
+    whole = json.loads(finished.read_text())["pieces"]
+    book.pieces = {name: piece for name, piece in whole.items() if "fisher" not in name}
+    monkeypatch.setattr(problem, "config", replace(CONFIG, tune_rates=(2.0, 1.0)))
+    bench = Bench(problem, cache(partial(Program, problem)), book, tmp_path, 0)
+    errors = dict.fromkeys(problem.config.tune_rates)
+    monkeypatch.setattr(Bench, "_tried", lambda self, signal, rate, told: errors[rate])
+
+    def tune():
+        with book.attempt(arms.TRIALS):
+            return bench.tune_rate(lambda *_: None)
+
+    assert tune() is None
+    assert arms.TRIALS not in book.pieces
+    page = report.document(problem.config, problem, book)
+    assert "| tuning rates | No tuning rate of (2.0, 1.0) has a finite loss. Lower" in page
+    # A page of a run that recorded them all the same can be drawn too.
+    assert report.rate_lines(problem.config, {arms.TRIALS: {"2": None, "1": None}}) == []
+    errors[1.0] = 30.0
+    assert tune() == 1.0
+    assert book.failed == {}
 
 
 @pytest.mark.slow
