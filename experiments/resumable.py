@@ -16,6 +16,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxprune as jp
+from experiments.locking import alone
 
 SAVE_SECONDS = 60.0
 SHOWN = 50
@@ -88,10 +89,15 @@ def newest(folder: Path, start: Callable[[], Any]) -> Any:
 
 
 def made_once(folder: Path, like: Any, make: Callable[[], Any], step: int) -> Any:
-    """A tree as it was saved; made and saved first if there is no checkpoint that can be read."""
-    if (found := whole(folder, like)) is None:
-        jp.checkpoint.save(folder, make(), step=step)
-        found = jp.checkpoint.restore(folder, like, step=step)
+    """A tree as it was saved; made and saved first if there is no checkpoint that can be read.
+
+    One process makes it, others wait for it. What is held is the folder of the checkpoints and not
+    the one above, which a ledger holds while it writes.
+    """
+    with alone(folder, wait=True):
+        if (found := whole(folder, like)) is None:
+            jp.checkpoint.save(folder, make(), step=step)
+            found = jp.checkpoint.restore(folder, like, step=step)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 
 import jaxprune as jp
 from experiments import resumable
+from experiments.locking import alone
 from tests.faults import breaking
 from tests.transforms.zoo import assert_same_bits
 
@@ -145,6 +147,26 @@ def test_what_is_made_once_is_made_again_only_when_it_is_damaged(tmp_path):
         assert_same_bits(once(), state(5))
     assert len(made) == 2
     assert_same_bits(jp.checkpoint.restore(tmp_path, state(0)), state(5))
+
+
+def test_what_two_make_at_once_is_made_by_one_and_a_ledger_may_write_meanwhile(tmp_path):
+    folder, made, found = tmp_path / "dense", [], []
+    other = threading.Thread(target=lambda: found.append(once(lambda: made.append(2) or state(6))))
+    once = lambda make: resumable.made_once(folder, state(0), make, step=7)
+
+    def make():
+        other.start()
+        other.join(0.2)
+        assert other.is_alive()  # it waits
+        with alone(tmp_path, wait=False):
+            return made.append(1) or state(5)
+
+    found.append(once(make))
+    other.join(60)
+    assert made == [1]
+    for one in found:
+        assert_same_bits(one, state(5))
+    assert len(found) == 2
 
 
 def raises(error, write_first):
