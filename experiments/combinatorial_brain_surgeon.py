@@ -23,9 +23,11 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
+from zipfile import BadZipFile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -38,7 +40,7 @@ from experiments import data, ledger, surgeon_tables
 from experiments.dense_networks import dense_network
 from experiments.image_batches import normalise
 from experiments.models import MLPNet
-from experiments.naming import check_known, check_seeds
+from experiments.naming import check_known, check_seeds, check_sparsities
 from experiments.presenting import progress
 from experiments.problems import PROBLEMS
 from experiments.surgeon_methods import METHODS, Settings, Surgeons, three_by_three
@@ -151,10 +153,12 @@ def configure(arguments: Arguments) -> Config:
     """The configuration that the arguments ask for.
 
     Raises:
-      ValueError: an unknown method, a preset the network does not have, no seed, a weights file
-        that is missing or for another network.
+      ValueError: an unknown method, a preset the network does not have, no seed, a sparsity that
+        is not in [0, 1), a weights file that is missing, damaged or for another network.
+      FloatingPointError: weights that are NaN or infinite.
     """
     check_known("method", arguments.methods, METHODS)
+    check_sparsities(arguments.sparsities)
     presets = PRESETS[arguments.network]
     if arguments.preset not in presets:
         raise ValueError(f"{arguments.network} has the presets {', '.join(presets)}.")
@@ -170,6 +174,7 @@ def configure(arguments: Arguments) -> Config:
         raise ValueError("`weights` replaces MLPNet's on MNIST: use the cpu or the full preset.")
     if not arguments.weights.is_file():
         raise ValueError(f"There is no file {arguments.weights}; `weights` is an .npz archive.")
+    outside_weights(arguments.weights)  # before data are read and results begun
     content = arguments.weights.read_bytes()
     return replace(config, weights=hashlib.sha256(content).hexdigest()[:16])
 
@@ -196,15 +201,25 @@ def outside_weights(path: Path) -> tuple[Apply, Params, Selection]:
     """MLPNet with weights from an archive.
 
     Raises:
-      ValueError: arrays are missing or have other shapes.
+      ValueError: the file is no whole archive; arrays are missing, have other shapes, or are not of
+        real numbers.
+      FloatingPointError: a weight is NaN or infinite.
     """
     shapes = {"fc1": (784, 40), "fc2": (40, 20), "fc3": (20, 10)}
-    with np.load(path) as archive:
-        found = {name: archive[name] for name in archive.files}
-    if {name: found[name].shape for name in found} != shapes:
-        got = {name: array.shape for name, array in found.items()}
+    try:
+        with np.load(path) as archive:  # of a single array, .npy: no context
+            found = {name: archive[name] for name in archive.files}
+    except (TypeError, ValueError, RuntimeError, EOFError, BadZipFile, zlib.error) as problem:
+        raise ValueError(
+            f"{path} is no whole .npz archive of arrays ({type(problem).__name__}). Write one by "
+            "`numpy.savez`, with arrays fc1, fc2 and fc3."
+        ) from problem
+    if (got := {name: np.shape(array) for name, array in found.items()}) != shapes:
         raise ValueError(f"{path} holds {got}; MLPNet takes {shapes}, [in, out].")
+    if kinds := {str(a.dtype) for a in found.values() if a.dtype.kind not in "fiu"}:
+        raise ValueError(f"{path} holds {', '.join(sorted(kinds))}; weights are real numbers.")
     params = {name: {"kernel": jnp.asarray(found[name], jnp.float32)} for name in shapes}
+    check_finite(params, f"{path} holds no weights that can be used")
     model = MLPNet()
     return (lambda p, x: model.apply({"params": p}, x)), params, jp.select.lowest()
 

@@ -26,6 +26,26 @@ def check_known(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
             raise ValueError(f"Unknown {kind} '{name}'. Known: {', '.join(known)}.{hint}")
 
 
+def check_sparsities(sparsities: Iterable[float]) -> None:
+    """Raise unless all sparsities leave something: they are in [0, 1).
+
+    Raises:
+      ValueError: names the first that is not, such as NaN.
+
+    Example:
+      >>> check_sparsities((0.5, 1.5))
+      Traceback (most recent call last):
+      ...
+      ValueError: `sparsities` are the shares of weights that go, at least 0 and below 1; got 1.5.
+    """
+    for sparsity in sparsities:
+        if not 0 <= sparsity < 1:
+            raise ValueError(
+                "`sparsities` are the shares of weights that go, at least 0 and below 1; "
+                f"got {sparsity:g}."
+            )
+
+
 def check_seeds(seeds: int | None, what: str, least: int = 1) -> None:
     """Raise unless there are enough seeds, or none was given.
 

@@ -115,9 +115,11 @@ def show(book: Ledger, stem: Path, hardware: dict[str, Any]) -> None:
     console.print(table)
     page = with_failed(f"{markdown(COLUMNS, rows)}\n\n{text}\n", book.failed)
     write_atomically(stem.with_name(stem.name + ".md"), page)
-    picture = stem.with_name(stem.name + ".png")
-    accuracy_plot(runs(book), picture, value=ARMS, title=f"{book.config['dataset']}, accuracy in %")
-    console.print(f"Results: {book.path}\nPlot:    {picture}", soft_wrap=True)
+    console.print(f"Results: {book.path}", soft_wrap=True)
+    if found := runs(book):  # of a comparison that failed as a whole there is nothing to draw
+        picture = stem.with_name(stem.name + ".png")
+        accuracy_plot(found, picture, value=ARMS, title=f"{book.config['dataset']}, accuracy in %")
+        console.print(f"Plot:    {picture}", soft_wrap=True)
 
 
 def runs(book: Ledger) -> list[dict[str, Any]]:

@@ -23,9 +23,11 @@ def show(book: Ledger, stem: Path, hardware: dict[str, Any]) -> None:
     text = document(book, hardware)
     print(text)
     write_atomically(stem.with_name(stem.name + ".md"), text)
-    picture = stem.with_name(stem.name + ".png")
-    accuracy_plot(runs(book), picture, value="accuracy", title=title_of(book))
-    print(f"Results: {book.path}\nPlot:    {picture}")
+    print(f"Results: {book.path}")
+    if found := runs(book):  # of a comparison that failed as a whole there is nothing to draw
+        picture = stem.with_name(stem.name + ".png")
+        accuracy_plot(found, picture, value="accuracy", title=title_of(book))
+        print(f"Plot:    {picture}")
 
 
 def title_of(book: Ledger) -> str:

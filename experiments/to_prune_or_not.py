@@ -18,8 +18,8 @@ English Bible's words, not of Penn Treebank.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -137,7 +137,7 @@ def run(arguments: Arguments) -> Path:
     def run_all(todo: list[Arm], attempt: Callable[[str], AbstractContextManager[None]]) -> None:
         """Run what is not in the book; what fails ends its arm."""
         for arm in todo:
-            if arm.name in book.pieces:
+            if arm.name in book.pieces or diverged(arm.name) in book.pieces:
                 continue
             if arm.kind not in programs:
                 programs[arm.kind] = Program(config, task, arm)
@@ -145,15 +145,28 @@ def run(arguments: Arguments) -> Path:
             with attempt(arm.name):
                 book.record(arm.name, run_one(one, partial(advance, what=arm.name)))
 
+    @contextmanager
+    def trying(name: str) -> Iterator[None]:
+        """A trial that fails is not chosen, and not tried again."""
+        try:
+            yield
+        except FloatingPointError as problem:
+            book.record(diverged(name), str(problem))
+
     tried = trials(config)
     any_rate = dict.fromkeys((*config.small, config.large), config.rates[0])
     names = {arm.name for arm in (*tried, *arms(config, any_rate))}  # as many at any other rates
     with progress((len(names) - len(book.pieces)) * config.steps) as advance:
-        run_all(tried, lambda name: suppress(FloatingPointError))  # what fails is not chosen
+        run_all(tried, trying)
         run_all(arms(config, choose_rates(config, task, book.pieces)), book.attempt)
     report.show(config, task, book, out / name)
     book.check_failed()
     return book.path
+
+
+def diverged(name: str) -> str:
+    """The piece that tells of a trial why it has no result."""
+    return f"{name} diverged"
 
 
 def run_one(one: Run, told: Callable[[int], None]) -> dict[str, Any]:

@@ -158,6 +158,27 @@ def test_a_surgeon_that_fails_does_so_alone(tmp_path, monkeypatch, without_plots
     assert all(f"| {name} | {reason} |" in page for name, reason in failed.items())
 
 
+def test_a_comparison_of_which_everything_fails_says_why(tmp_path, monkeypatch):
+    case = surgeons.Case(
+        lambda params, inputs: inputs @ params["kernel"], {"kernel": jnp.ones((3, 2))},
+        jp.select.lowest(), *[(jnp.ones((20, 3)), jnp.zeros(20, jnp.int32))] * 2,
+    )  # fmt: skip
+
+    def fail(*args, **options):
+        raise FloatingPointError("there is no such number")
+
+    monkeypatch.setattr(surgeons, "WORK", tmp_path)
+    monkeypatch.setattr(surgeons, "load_case", lambda *_: case)
+    monkeypatch.setattr(surgeons.Comparison, "run_one", fail)
+    with pytest.raises(FloatingPointError, match=r"1 failed.*\n.*MP 0\.9 seed 0: there is no"):
+        surgeons.run(surgeons.Arguments(preset="smoke", seeds=1, methods=("MP",)))
+    assert "there is no such number" in read(next(tmp_path.glob("*/comb*.json")))[2]
+    config = replace(saliencies.PRESETS["smoke"], methods=("random",))
+    book = saliencies.ledger.Ledger(tmp_path / "book.json", config)
+    presenting.show(book, tmp_path / "book", book.made_on)
+    assert not list(tmp_path.glob("**/*.png"))
+
+
 def test_an_arm_that_diverges_ends_alone_and_a_trial_is_only_not_chosen(
     tmp_path, monkeypatch, without_plots
 ):
@@ -185,8 +206,13 @@ def test_an_arm_that_diverges_ends_alone_and_a_trial_is_only_not_chosen(
     wanted = [*arms(config, rates), *(arm for arm in trials(config) if arm.rate == best)]
     lost = [a for a in wanted if a.way == "rigl" or (a.way == GRADUAL and a.seed == 1)]
     assert set(failed) == {arm.name for arm in lost}
-    assert set(pieces) == {arm.name for arm in wanted} - set(failed)
+    told = {gradual.diverged(arm.name) for arm in trials(config) if arm.rate == worst}
+    assert set(pieces) == ({arm.name for arm in wanted} | told) - set(failed)
     assert all(f"| {name} | {reason} |" in page for name, reason in failed.items())
+    again = []
+    monkeypatch.setattr(gradual, "run_one", lambda one, _: again.append(one.arm.name) or piece)
+    gradual.run(gradual.Arguments(task="lm", preset="smoke", seeds=2))
+    assert set(again) == set(failed)  # and no trial
 
 
 def test_a_small_network_that_cannot_be_made_fails_alone(tmp_path, monkeypatch, without_plots):
