@@ -79,7 +79,8 @@ def document(config: Config, pieces: Pieces, spent: str, machine: dict[str, Any]
         f"Adam's rates, of {', '.join(f'{rate:g}' for rate in config.rates)} the best on the "
         "validation part, with masks by magnitude or units by l2; other sizes take those of the "
         "nearest, all selections and merging those of their level, rounds (iterative) those of "
-        "fine-tuning at once:\n\n" + rate_table(pieces),
+        "fine-tuning at once. A rate with * is the lowest or the highest that was tried: one "
+        "beyond it may be better:\n\n" + rate_table(config, pieces),
         "At equal bytes on disk (the best of each family on the validation part that is no larger; "
         "test quality):\n\n" + equal_bytes(config, pieces),
         f'The same as differences to "{BASELINE}" of equal bytes, paired over seeds, with 95 % '
@@ -144,12 +145,13 @@ def budgets(lab: Lab) -> str:
     return markdown(["arm", "steps", "batch", "of them warm-up", "GFLOP"], rows)
 
 
-def rate_table(pieces: Pieces) -> str:
-    """The rates of every level."""
-    dense = f"{pieces['dense rate']['rate']:g}"
-    rows = [["dense, from new weights", "", "", dense]]
+def rate_table(config: Config, pieces: Pieces) -> str:
+    """The rates of every level; with a star those at an end of what was tried."""
+    ends = {min(config.rates), max(config.rates)} if len(config.rates) > 1 else set()
+    say = lambda rate: f"{rate:g}{'*' * (rate in ends)}"
+    rows = [["dense, from new weights", "", "", say(pieces["dense rate"]["rate"])]]
     rows += [
-        [level, *(f"{found[arm]:g}" if arm in found else "" for arm in ARMS)]
+        [level, *(say(found[arm]) if arm in found else "" for arm in ARMS)]
         for level, found in rates.told(pieces)
     ]
     return markdown(["level and share left", *(_SAID[arm] for arm in ARMS)], rows)

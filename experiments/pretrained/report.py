@@ -132,7 +132,8 @@ def document(config: Config, book: Ledger) -> str:
         "Weights pruned, the network masked. KiB are those of the smallest of a dense, a bit-mask, "
         "a CSR and a gap-coded file, leaf by leaf; MFLOP of one example, pruned weights not "
         "counted, which no dense kernel skips; minus the first way: paired over draws, 95 % "
-        "intervals.",
+        "intervals. Deviations and intervals are of the draws alone: the test examples are the "
+        "same throughout, and what another sample of them would change is not in them.",
         table(config, pieces, "weights"),
         "Units removed, the arrays really smaller. Costs are the first draw's.",
         table(config, pieces, "units"),

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,9 @@ from sklearn.metrics import accuracy_score
 
 import jaxprune as jp
 from experiments import minified_models as experiment
-from experiments.minified import findings, parameters, quantized, rates, units
+from experiments.minified import findings, parameters, quantized, rates, report, units
 from experiments.minified.candidates import FAMILIES, Candidate, best_within, collect
-from experiments.minified.lab import ARMS, Lab
+from experiments.minified.lab import ARMS, Config, Lab
 from experiments.minified.pictures import frontier
 from experiments.minified.task import TASKS, Problem, binary_cross_entropy, binary_metrics
 
@@ -108,6 +109,22 @@ def test_every_level_and_arm_has_the_rate_that_is_best_on_validation_examples(tm
         assert found == {"tune": lab.budget_of("tune", 1e-3), "long": lab.budget_of("long", 3e-2)}
         train = None  # what is recorded is not tried again
     assert rates.told(book.pieces) == [("any", {"tune": 1e-3, "long": 3e-2})]
+
+
+def test_rates_at_an_end_of_what_was_tried_have_a_star_on_the_committed_pages_too():
+    config = replace(CONFIG, rates=(0.03, 0.01, 0.001))
+    own = {
+        "dense rate": {"rate": 0.03},
+        rates.name_of("weights 0.1"): {"tune": 0.01, "short": 0.001, "long": 0.03},
+    }
+    table = report.rate_table(config, own)
+    assert "| dense, from new weights |  |  | 0.03* |" in table
+    assert "| weights 0.1 | 0.01 | 0.001* | 0.03* |" in table
+    assert "*" not in report.rate_table(replace(config, rates=(0.03,)), own)  # no choice, no end
+    for path in (Path(experiment.__file__).parent / "results").glob("minified_models-*.json"):
+        found = json.loads(path.read_text())
+        table = report.rate_table(Config(**found["config"]), found["pieces"])
+        assert f"\n\n{table}\n\n" in path.with_suffix(".md").read_text()
 
 
 def test_sizes_take_the_rates_of_the_nearest_choice(lab, monkeypatch):

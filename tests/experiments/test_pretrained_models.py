@@ -3,6 +3,8 @@
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -197,6 +199,20 @@ def test_published_files_are_fetched_once_and_never_used_with_another_sum(tmp_pa
     ):
         published.published("net", other, files, tmp_path / "empty")
     assert not (tmp_path / "empty" / "pretrained").exists()
+
+
+@pytest.mark.parametrize("name", ["g2p-en", "magika", "minilm"])
+def test_committed_pages_are_those_of_their_results(name):
+    (path,) = (Path(experiment.__file__).parent / "results").glob(
+        f"pretrained_models-{name}-*.json"
+    )
+    config = experiment.configure(experiment.Arguments(model=name))
+    content = json.loads(path.read_text())
+    config = replace(config, seeds=content["config"]["seeds"])
+    book = SimpleNamespace(pieces=content["pieces"], made_on=content["hardware"], failed={})
+    page = report.document(config, book)
+    assert page == path.with_suffix(".md").read_text()
+    assert "intervals are of the draws alone" in page
 
 
 def test_a_report_of_nothing_says_so(tmp_path):
