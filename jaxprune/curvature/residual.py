@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxprune.jaxpr import equations, primitives
 from jaxprune.jaxpr.chains import Chains, chains, cluster, entrywise, outside, variables
 from jaxprune.jaxpr.equations import Equation
+from jaxprune.jaxpr.linear import rule_bends
 from jaxprune.jaxpr.pullback import Pullback, Watch
 from jaxprune.jaxpr.taps import Tapped
 
@@ -34,14 +35,15 @@ class Bend(NamedTuple):
 
 
 _LOST = Bend(None, False)
+_PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
 
 
 def watched(tapped: Tapped) -> Watch:
     """All values, and the slopes at the ends of clusters of entrywise functions."""
     found = chains(tapped)
     results = {v for equation in tapped.program.equations for v in equation.results}
-    arguments = {v for v in tapped.program.arguments if v in found.active}
-    return Watch(frozenset(results | arguments | found.data), found.ends | found.quotients)
+    read = frozenset(results.union(tapped.program.arguments))
+    return Watch(read, found.ends | found.quotients)
 
 
 def residual_bends(found: Pullback, slopes: dict[int, jax.Array]) -> dict[int, Bend]:
@@ -67,16 +69,26 @@ def residual_bends(found: Pullback, slopes: dict[int, jax.Array]) -> dict[int, B
         if len(equation.results) == 1 and chain.root.get(variable, variable) != variable:
             continue  # inside a cluster
         carry.through(equation)
+    for index, argument in enumerate(program.arguments):
+        if carry.met >> index & 1:
+            carry.send(argument, _LOST)
     return {v: b for v in chain.active if (b := carry.bend(v)) is not None}
 
 
 class _Carry:
-    """Bends on their way down, collected at the variables they reach."""
+    """Bends on their way down, collected at the variables they reach.
+
+    Attributes:
+      met: the arguments, as bits, two functions of which meet in a product or in what is bent: what
+        arrives at such an argument by each way is not all.
+    """
 
     def __init__(self, found: Pullback, slopes: dict[int, jax.Array]):
         self.found, self.slopes = found, slopes
         self.program = found.tapped.program
         self.chain: Chains = chains(found.tapped)
+        self.reads = _reads(self.program, self.chain)
+        self.met = 0
         self.arrived: dict[int, list[Bend]] = {}
 
     def bend(self, variable: int) -> Bend | None:
@@ -119,10 +131,12 @@ class _Carry:
 
         function = jax.vmap(entry)
         x = self.found.values[root]
+        if any(map(self._is_complex, (root, end))):
+            return self.send(root, _LOST)
         ones = jnp.ones_like(x)
         slope = lambda x: jax.jvp(lambda x: function(x, given), (x,), (ones,))[1]
         above = self.bend(end)
-        smooth = any(_is_smooth(equation) for equation in group)
+        smooth = any(self._is_smooth(equation) for equation in group)
         if not smooth and above is None:
             return None
         if above is not None and above.diagonal is None:
@@ -149,14 +163,19 @@ class _Carry:
             return None
         bends = [self.bend(v) for v in equation.results]
         name = equation.name
+        twice = [v for v in own if equation.operands.count(v) > 1]
+        if any(map(self._is_complex, own)) or (twice and not entrywise(equation)):
+            return self.lose(equation)
+        if name in primitives.BILINEAR | _PRODUCTS or any(bend is not None for bend in bends):
+            self._meet(equation)
         if entrywise(equation):
             return self._through_entries(equation, own, bends[0])
         linear = len(own) == 1 or name in ("concatenate", "dynamic_update_slice", "stack")
-        site = name in ("dot_general", "conv_general_dilated") and self._one_is_parameter(own)
+        site = name in _PRODUCTS and self._one_is_parameter(own)
         if len(bends) > 1 or not (linear or site):
             return self.lose(equation)
-        known = primitives.MOVES | primitives.SUMS | {"dot_general", "conv_general_dilated",
-                 "reduce_max", "reduce_min", "reduce_window_max"}  # fmt: skip
+        known = primitives.MOVES | primitives.SUMS | _PRODUCTS
+        known |= {"reduce_max", "reduce_min", "reduce_window_max"}
         if name not in known:
             return self.lose(equation)
         (bend,) = bends
@@ -164,7 +183,7 @@ class _Carry:
             return None
         if bend.diagonal is None:
             return self.lose(equation)
-        if name in ("dot_general", "conv_general_dilated"):
+        if name in _PRODUCTS:
             return self._through_product(equation, own, bend)
         moves = name in primitives.MOVES and name != "gather"
         if not bend.whole and not (moves and name != "broadcast_in_dim"):
@@ -173,6 +192,17 @@ class _Carry:
             pulled = self._pulled(equation, variable, bend.diagonal, lambda x: x)
             self.send(variable, Bend(pulled, bend.whole and name not in primitives.SUMS))
         return None
+
+    def _meet(self, equation: Equation) -> None:
+        """Note the arguments that several operands depend on."""
+        seen = 0
+        for operand in equation.operands:
+            if isinstance(operand, int):
+                self.met |= seen & self.reads.get(operand, 0)
+                seen |= self.reads.get(operand, 0)
+
+    def _is_complex(self, variable: int) -> bool:
+        return jnp.issubdtype(self.program.shapes[variable].dtype, jnp.complexfloating)
 
     def _one_is_parameter(self, own: list[int]) -> bool:
         return len(own) == 2 and sum(v in self.chain.data for v in own) == 1
@@ -212,6 +242,8 @@ class _Carry:
             total = self.slopes[equation.results[0]] * second if below else jnp.zeros_like(first)
             if bend is not None:
                 total = total + first * first * bend.diagonal  # type: ignore[operator]
+            if len(same) < total.ndim - 1:  # a scalar, which every entry reads
+                total = jnp.sum(total, axis=tuple(range(1, total.ndim)))
             gone = tuple(1 + a for a, size in enumerate(same) if total.shape[1 + a] != size)
             total = jnp.sum(total, axis=gone, keepdims=True)
             self.send(variable, Bend(total, whole))
@@ -264,10 +296,21 @@ class _Carry:
                 reached.update(equation.results)
         return operand not in reached
 
+    def _is_smooth(self, equation: Equation) -> bool:
+        """True if an entrywise equation may have a second derivative."""
+        if equation.name != "custom_jvp_call":
+            return equation.name in primitives.SMOOTH | primitives.BILINEAR
+        shapes = [self.program.shapes[v] if isinstance(v, int) else jax.typeof(v.value)
+                  for v in equation.operands]  # fmt: skip
+        return rule_bends(equation, shapes)
 
-def _is_smooth(equation: Equation) -> bool:
-    """True if an entrywise equation may have a second derivative."""
-    if equation.name != "custom_jvp_call":
-        return equation.name in primitives.SMOOTH | primitives.BILINEAR
-    inner = equations.flatten(equation.params["call_jaxpr"])
-    return any(_is_smooth(e) for e in inner.equations)
+
+def _reads(program: equations.Program, chain: Chains) -> dict[int, int]:
+    """The active arguments that each active variable depends on, as bits."""
+    found = {v: 1 << i for i, v in enumerate(program.arguments) if v in chain.active}
+    for equation in program.equations:
+        bits = 0
+        for variable in variables(equation):
+            bits |= found.get(variable, 0)
+        found.update(dict.fromkeys((v for v in equation.results if v in chain.active), bits))
+    return found

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import reduce
+from operator import or_
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxprune.jaxpr import equations, primitives
 from jaxprune.types import Apply, Params, PyTree
@@ -35,7 +37,7 @@ def linear_leaves(apply: Apply, params: Params, inputs: PyTree) -> tuple[bool, .
     outputs have no second derivative in that leaf, and the Gauss-Newton diagonal is the Hessian's.
     A leaf that is multiplied with something that depends on it too (a tied or recurrent weight) is
     not; nor is what any primitive reads that we have no rule for, or a `custom_vjp`, whose
-    derivative need not be the function's.
+    derivative need not be the function's. A `custom_jvp` is judged by the derivative it gives.
 
     Example:
       >>> import jax.numpy as jnp
@@ -86,6 +88,13 @@ def _unknown(eqn: Any, operands: list[_Depends]) -> list[_Depends]:
     return _everywhere(eqn, _Depends(0, _union(operands).on))
 
 
+def _absolute(eqn: Any, operands: list[_Depends]) -> list[_Depends]:
+    """The modulus and the direction of a complex number are smooth."""
+    if jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.complexfloating):
+        return _unknown(eqn, operands)
+    return (_linear if eqn.primitive.name == "abs" else _flat)(eqn, operands)
+
+
 def _product(eqn: Any, operands: list[_Depends]) -> list[_Depends]:
     """Linear in what only one factor depends on."""
     both = operands[0].on & operands[1].on
@@ -104,8 +113,49 @@ def _power(eqn: Any, operands: list[_Depends]) -> list[_Depends]:
     return (_linear if eqn.params["y"] in (0, 1) else _unknown)(eqn, operands)
 
 
+def rule_bends(equation: Any, shapes: Sequence[Any]) -> bool:
+    """Does the derivative that a `custom_jvp` gives change from place to place?"""
+    return any(_derivatives(equation, shapes, [1] * len(shapes)).values())
+
+
+def _derivatives(equation: Any, shapes: Sequence[Any], on: Sequence[int]) -> dict[int, int]:
+    """On which leaves, as bits, the derivative in each floating operand depends.
+
+    Args:
+      equation: of a `custom_jvp`.
+      shapes: of its operands.
+      on: the leaves that each operand depends on.
+    """
+    like = [jax.ShapeDtypeStruct(shape.shape, shape.dtype) for shape in shapes]
+    found = {}
+    for place, shape in enumerate(like):
+        if not on[place] or not jnp.issubdtype(shape.dtype, jnp.inexact):
+            continue
+
+        def tangents(values: list[Any], tangent: Any, place: int = place) -> Any:
+            run = lambda x: equations.apply(equation, [*values[:place], x, *values[place + 1 :]])
+            return jax.jvp(run, (values[place],), (tangent,))[1]
+
+        program, _ = equations.trace(tangents, like, shape)
+        bits = dict(zip(program.arguments, [*on, 0], strict=True))
+        for inner in program.equations:
+            operands = inner.operands[1 if inner.name == "select_n" else 0 :]
+            read = [bits.get(v, 0) for v in operands if isinstance(v, int)]
+            flat = inner.name in primitives.FLAT
+            bits.update(dict.fromkeys(inner.results, 0 if flat else reduce(or_, read, 0)))
+        found[place] = reduce(or_, (bits[v] for v in program.outputs if isinstance(v, int)), 0)
+    return found
+
+
+def _custom(eqn: Any, operands: list[_Depends]) -> list[_Depends]:
+    """Linear in the leaves that the derivative in an operand, by the author's rule, is free of."""
+    bits = _derivatives(eqn, [v.aval for v in eqn.invars], [operand.on for operand in operands])
+    curved = [operands[place].on & found for place, found in bits.items()]
+    return _everywhere(eqn, _union([*operands, *(_Depends(0, on) for on in curved)]))
+
+
 def _call(eqn: Any, operands: list[_Depends]) -> list[_Depends]:
-    """jit, remat, custom_jvp: one jaxpr with the operands of the equation."""
+    """jit, remat: one jaxpr with the operands of the equation."""
     inner = list(equations.inner_jaxprs(eqn.params))
     if len(inner) != 1 or len(inner[0].in_avals) != len(operands):
         return _unknown(eqn, operands)
@@ -135,10 +185,9 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(_LINEAR, _linear),
     **dict.fromkeys(primitives.FLAT, _flat),
     **dict.fromkeys(("mul", "dot_general", "conv_general_dilated"), _product),
-    **dict.fromkeys(
-        ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call"),
-        _call,
-    ),
+    **dict.fromkeys(("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"), _call),
+    **dict.fromkeys(("abs", "sign"), _absolute),
+    "custom_jvp_call": _custom,
     "div": _quotient,
     "select_n": _select,
     "integer_pow": _power,

@@ -10,12 +10,12 @@ SMOOTH = frozenset({
 })  # fmt: skip
 PIECEWISE_LINEAR = frozenset({
     "abs", "add", "add_any", "clamp", "conj", "convert_element_type", "copy", "copy_p", "imag",
-    "max", "min", "neg", "real", "reduce_precision", "select_n", "sub",
+    "max", "min", "neg", "real", "reduce_precision", "rem", "select_n", "sub",
 })  # fmt: skip
 BILINEAR = frozenset({"mul", "div"})
 FLAT = frozenset({  # without a derivative
     "and", "argmax", "argmin", "ceil", "clz", "eq", "floor", "ge", "gt", "is_finite", "le", "lt",
-    "ne", "not", "or", "population_count", "rem", "round", "shift_left",
+    "ne", "not", "or", "population_count", "round", "shift_left",
     "shift_right_arithmetic", "shift_right_logical", "sign", "stop_gradient", "xor",
 })  # fmt: skip
 ELEMENTWISE = (SMOOTH | PIECEWISE_LINEAR | BILINEAR | FLAT) - {"argmax", "argmin"}
