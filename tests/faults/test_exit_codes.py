@@ -10,7 +10,7 @@ from tests.transforms.fresh import ROOT
 
 SCRIPTS = (
     "combinatorial_brain_surgeon", "compare_saliencies", "dense_networks", "minified_models",
-    "to_prune_or_not",
+    "nip_it_in_the_bud", "pretrained_models", "to_prune_or_not",
 )  # fmt: skip
 
 
