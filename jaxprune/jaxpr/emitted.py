@@ -102,6 +102,8 @@ def emitted(name: str, params: dict[str, Any], operands: Sequence[Known]) -> Kno
             return _where_known(_UNARY[name](operands[0]), operands)
         if name == "convert_element_type":
             return _converted(operands[0], params["new_dtype"])
+        if name == "round":
+            return _rounded(operands[0], params["rounding_method"])
         if name == "integer_pow":
             return _where_known(np.power(operands[0], float(params["y"])), operands)
         if name == "clamp":
@@ -125,6 +127,11 @@ def _converted(values: Known, dtype: Any) -> Known:
     if kind in "iu":
         return np.trunc(values)
     return np.where(np.isnan(values), np.nan, values != 0) if kind == "b" else values
+
+
+def _rounded(values: Known, method: Any) -> Known:
+    halves = np.copysign(np.floor(np.abs(values) + 0.5), values)
+    return np.round(values) if method.name == "TO_NEAREST_EVEN" else halves
 
 
 def _where_known(values: Any, operands: Sequence[Known]) -> Any:

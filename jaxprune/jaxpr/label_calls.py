@@ -33,6 +33,7 @@ def _as_known(a: Value, b: Value) -> bool:
             same(known(x, len(l)), known(y, len(l)))
             for x, y, l in zip(a.emits, b.emits, a.labels, strict=True)
         )
+        and same(a.whole, b.whole)
         and a.varies == b.varies
     )
 

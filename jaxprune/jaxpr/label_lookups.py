@@ -152,7 +152,9 @@ def _scatter(frame: Frame, equation: Equation, operands: Sequence[Value]) -> lis
             whole.add(axis)
             frame.unite(mine, new, "written into an axis that keeps its length", equation)
             a, b = known(value.emits[axis], len(mine)), known(updates.emits[theirs], len(mine))
-            emits[axis] = np.where((a == 0) & (b == 0), 0.0, np.nan)
+            emits[axis] = _zero_of_zeros(equation, (a == 0) & (b == 0))
+        else:
+            frame.pin(new, "written into a part of an axis", equation)
     for axis, labels in enumerate(value.labels):
         if axis not in whole:
             frame.pin(labels, "written at positions of an index", equation)
@@ -162,12 +164,27 @@ def _scatter(frame: Frame, equation: Equation, operands: Sequence[Value]) -> lis
     return [Value(value.labels, tuple(emits))]
 
 
+def _zero_of_zeros(equation: Equation, zeros: np.ndarray) -> Emits:
+    """0 where a slice and what is written there are 0; nothing of `.at[...].apply(function)`."""
+    update = equation.params.get("update_jaxpr")
+    writes = equation.name != "scatter" or update is None or update.outvars == [update.invars[1]]
+    return np.where(zeros, 0.0, np.nan) if writes else None
+
+
 RULES: dict[str, Rule] = {
     "gather": _gather,
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update,
     **dict.fromkeys(
-        ("scatter", "scatter-add", "scatter_add", "scatter_mul", "scatter_min", "scatter_max"),
+        (
+            "scatter",
+            "scatter-add",
+            "scatter_add",
+            "scatter-sub",
+            "scatter-mul",
+            "scatter-min",
+            "scatter-max",
+        ),
         _scatter,
     ),
 }

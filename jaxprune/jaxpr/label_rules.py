@@ -166,14 +166,14 @@ def _reduction(frame: Frame, equation: Equation, operands: Sequence[Value]) -> l
         kind, text = "mean", "a mean over the axis: the code divides by its length"
     elif name == "reduce_sum":
         kind, text = "sum", "a sum over slices that are not zero when removed"
-    for value in operands[: len(equation.results)]:
+    for number, value in enumerate(operands[: len(equation.results)]):
         for axis in axes:
             n = len(value.labels[axis])
             if name in _NEUTRAL and kind != "mean":
                 exact = known(value.emits[axis], n) == _NEUTRAL[name]
             else:
                 exact = np.zeros(n, bool)
-            frame.end(kind, operands.index(value), axis, operands, exact, text)
+            frame.end(kind, number, axis, operands, exact, text)
     entries = math.prod(len(operands[0].labels[axis]) for axis in axes)
     results = []
     for value in operands[: len(equation.results)]:
@@ -242,6 +242,9 @@ def _window(frame: Frame, equation: Equation, operands: Sequence[Value]) -> list
     value, shape = operands[0], frame.shape(equation)
     padded = any(any(pair) for pair in p["padding"])
     size = math.prod(p["window_dimensions"])
+    for other in operands[1 : len(equation.results)]:
+        for a, b in zip(value.labels, other.labels, strict=True):
+            frame.unite(a, b, f"operands of '{equation.name}'", equation)
     labels, emits = [], []
     for axis, (n, width) in enumerate(zip(shape, p["window_dimensions"], strict=True)):
         if width == 1 and n == len(value.labels[axis]):
@@ -266,7 +269,8 @@ def _along_an_axis(frame: Frame, equation: Equation, operands: Sequence[Value]) 
     """All entries along some axes are mixed; the other axes pass."""
     first, p = operands[0], equation.params
     rank = len(first.labels)
-    mixed = {p.get("dimension", rank - 1)}
+    named = (p[key] for key in ("dimension", "axis", "reduction_dimension") if key in p)
+    mixed = {next(named, rank - 1) % rank}
     if equation.name == "fft":
         mixed = set(range(rank - len(p["fft_lengths"]), rank))
     for value in operands[1:]:

@@ -197,8 +197,20 @@ class Frame:
             operands = [self.value(operand) for operand in equation.operands]
             results = self.walk.rules.get(equation.name, unknown)(self, equation, operands)
             varies = any(operand.varies for operand in operands)
-            for variable, value in zip(equation.results, results, strict=True):
+            for number, (variable, value) in enumerate(zip(equation.results, results, strict=True)):
+                self._check(equation, number, value)
                 self.values[variable] = value if value.varies else value._replace(varies=varies)
+
+    def _check(self, equation: Equation, result: int, value: Value) -> None:
+        """Raise unless a rule gave every index of a result a label."""
+        found = tuple(map(len, value.labels))
+        shape = tuple(getattr(self.program.shapes[equation.results[result]], "shape", ()))
+        if found != shape:
+            raise ValueError(
+                f"The rule for '{equation.name}' at {equations.line_of(equation)} gives labels for "
+                f"the shape {found}, the result has the shape {shape}: a defect of jaxprune. "
+                "Please report it with that line."
+            )
 
     def value(self, operand: int | Constant) -> Value:
         """The value of an operand."""
@@ -206,9 +218,7 @@ class Frame:
             return self.values[operand]
         array = operand.value
         number = np.nan
-        if np.size(array) and not jax.dtypes.issubdtype(
-            getattr(array, "dtype", np.float32), jax.dtypes.extended
-        ):
+        if np.size(array) and not _is_key(array):
             plain = np.asarray(array)
             if plain.dtype.kind in "biuf" and (plain.ndim == 0 or (plain == plain.flat[0]).all()):
                 number = float(plain.flat[0])
@@ -247,7 +257,7 @@ class Frame:
     def static(self, operand: int | Constant) -> Any:
         """An operand's value as a NumPy array if it depends on no argument, otherwise None."""
         if isinstance(operand, Constant):
-            return np.asarray(operand.value)
+            return _array(operand.value)
         if operand not in self._known:
             self._known[operand] = None
             index = self._defined.get(operand)
@@ -258,7 +268,7 @@ class Frame:
                     with jax.ensure_compile_time_eval():
                         results = equations.apply(equation, operands)
                     for variable, found in zip(equation.results, results, strict=True):
-                        self._known[variable] = np.asarray(found)
+                        self._known[variable] = _array(found)
         return self._known[operand]
 
     def unite(self, a: np.ndarray, b: np.ndarray, text: str, equation: Equation) -> None:
@@ -305,6 +315,15 @@ def unknown(frame: Frame, equation: Equation, operands: Sequence[Value]) -> list
     for value in operands:
         walk.pin(value, f"no rule for the primitive '{equation.name}'", equation)
     return [walk.data(getattr(frame.program.shapes[v], "shape", ())) for v in equation.results]
+
+
+def _is_key(array: Any) -> bool:
+    return jax.dtypes.issubdtype(getattr(array, "dtype", np.float32), jax.dtypes.extended)
+
+
+def _array(value: Any) -> Any:
+    """A NumPy array; PRNG keys, which NumPy does not know, as they are."""
+    return value if _is_key(value) else np.asarray(value)
 
 
 def known(emits: Emits, n: int) -> np.ndarray:
