@@ -234,7 +234,7 @@ def save_shrunk(
       TypeError: as `save`. ImportError: with `apply`, if flatbuffers is not installed.
 
     Example:
-      >>> import tempfile
+      >>> import tempfile, jax.numpy as jnp
       >>> from jaxprune.coupling import couple, shrunk_apply
       >>> from jaxprune.structure import shrink_units
       >>> apply = lambda w, x: jax.nn.relu(x @ w["in"]) @ w["out"]

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import trees
+from jaxprune.quantize.records import key_impl
 from jaxprune.types import PyTree
 
 NUMBERS = (bool, int, float, complex)
@@ -104,13 +105,6 @@ def check_step(directory: Any, known: list[int], step: int, keep: int | None) ->
 def is_key(leaf: Any) -> bool:
     """True for arrays of PRNG keys."""
     return jax.dtypes.issubdtype(trees.dtype_of(leaf), jax.dtypes.prng_key)
-
-
-def key_impl(leaf: Any) -> Any:
-    """The kind of a PRNG key; inside a trace, where an abstract key will do."""
-    found: list[Any] = []
-    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
-    return found[0]
 
 
 def as_data(leaf: Any) -> Any:

@@ -41,7 +41,8 @@ def percentiles(x: jax.Array, kept: Any, axes: Axes, symmetric: bool, percentile
     """The range from the `100 - percentile` to the `percentile` of the kept weights, and 0.
 
     Where symmetric, up to that percentile of their sizes. A percentile is the weight nearest to its
-    rank: interpolated ones would differ in the last bit from one fusion to another.
+    rank: interpolated ones would differ in the last bit from one fusion to another. Where so many
+    weights are 0 that nothing else would lie inside, the range is that of `extremes`.
 
     Example:
       >>> percentiles(jnp.array([0.0, -1.0, 2.0, 3.0, 50.0]), None, (0,), True, 75.0)
@@ -55,12 +56,28 @@ def percentiles(x: jax.Array, kept: Any, axes: Axes, symmetric: bool, percentile
     count = jnp.sum(keep, axis=0)
 
     def at(percent: float) -> jax.Array:
-        place = jnp.round((count - 1).astype(x.dtype) * (percent / 100)).astype(count.dtype)
-        found = jnp.take_along_axis(ordered, jnp.clip(place, 0)[None], 0)[0]
+        found = jnp.take_along_axis(ordered, rank(count, percent, x.dtype)[None], 0)[0]
         return jnp.where(count > 0, found, 0).reshape(() if len(axes) == x.ndim else found.shape)
 
-    high = jnp.maximum(at(percentile), 0)
-    return (-high, high) if symmetric else (jnp.minimum(at(100 - percentile), 0), high)
+    def limits(percent: float) -> Range:
+        high = jnp.maximum(at(percent), 0)
+        return (-high, high) if symmetric else (jnp.minimum(at(100 - percent), 0), high)
+
+    (low, high), (lowest, highest) = limits(percentile), limits(100.0)
+    empty = low == high
+    return jnp.where(empty, lowest, low), jnp.where(empty, highest, high)
+
+
+def rank(count: jax.Array, percent: float, dtype: Any) -> jax.Array:
+    """Which of so many weights in ascending order a percentile is, one that there is.
+
+    Example:
+      >>> rank(jnp.array([5, 1, 0]), 75.0, jnp.float32)
+      Array([3, 0, 0], dtype=int32)
+    """
+    last = jnp.clip(count - 1, 0)
+    place = jnp.round(last.astype(dtype) * (percent / 100)).astype(count.dtype)
+    return jnp.minimum(place, last)  # from 2**24 on a float32 is rounded, maybe past the last
 
 
 def least_squares(

@@ -20,6 +20,7 @@ from jaxprune.quantize.stored import (
     Quantized,
     Quantizer,
     Stored,
+    check_quantized,
     dequantize,
 )
 from jaxprune.types import Apply, Mask, Params, PyTree
@@ -81,11 +82,12 @@ def frozen(quantized: Quantized) -> Quantizer:
       >>> frozen(found)([jnp.array([[3.0, 4.0, 5.0, 6.0]])]).params
       [Array([[1.5, 1.5, 8. , 8. ]], dtype=float32)]
     """
+    check_quantized(quantized)
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), trees.dtype_of(leaf)),
                         quantized.params)  # fmt: skip
     tables = [_table(leaf) for leaf in quantized.stored]
 
-    def quantizer(params: Params, mask: Mask | None = None, /) -> Quantized:
+    def quantizer(params: Params, /, mask: Mask | None = None) -> Quantized:
         trees.check_like(params, like, "frozen quantization")
         params, kept = masked(params, mask)
         stored = []
@@ -125,7 +127,7 @@ def _without_gradient(leaf: Any) -> Any:
 
 
 def _through(leaf: Any, quantized: Any) -> Any:
-    return _pass(jnp.asarray(leaf), quantized) if trees.is_float(leaf) else quantized
+    return _pass(jnp.asarray(leaf), quantized) if trees.is_inexact(leaf) else quantized
 
 
 @jax.custom_jvp

@@ -23,7 +23,7 @@ def uniform(
     symmetric: bool = True,
     channels: bool = False,
     calibration: str = "max",
-    percentile: float = 99.9,
+    percentile: float | None = None,
     quantizable: Predicate = trees.default_prunable,
 ) -> Quantizer:
     """Round every weight to the nearest of `2**bits` evenly spaced levels: `(code - zero) scale`.
@@ -44,17 +44,19 @@ def uniform(
       channels: a scale for each index of the last axis (the output channels); leaves of rank
         below 2 have one scale in any case.
       calibration: the range `(low, high)`: "max" holds every kept weight; "percentile" all but
-        the largest sizes (affine: all but both ends); "mse" shrinks the range of "max" to the
+        the largest sizes (affine: all but both ends), or every one where only zeros would be
+        inside; "mse" shrinks the range of "max" to the
         least squared error, and is never worse. Weights outside go to the nearest end.
-      percentile: of "percentile", in (50, 100].
+      percentile: of "percentile" alone, in (50, 100]; None means 99.9.
       quantizable: which leaves; the others are stored as they are.
 
     Returns:
       A `Quantizer`.
 
     Raises:
-      ValueError: `bits`, `calibration` or `percentile` is none of these; outside jit, a NaN or an
-        infinity, naming the leaf. TypeError: a leaf to quantize that is not real floating-point.
+      ValueError: `bits`, `calibration` or `percentile` is none of these, or `percentile` would be
+        ignored; outside jit, a NaN or an infinity, naming the leaf. TypeError: a leaf to quantize
+        that is not real floating-point, or of a type that JAX does not have.
 
     References:
       Jacob et al. 2018, Quantization and Training of Neural Networks for Efficient
@@ -71,6 +73,12 @@ def uniform(
                       "`uniform`")  # fmt: skip
     if calibration not in _CALIBRATIONS:
         raise ValueError(f"`calibration` is one of {_CALIBRATIONS}; got {calibration!r}.")
+    if percentile is not None and calibration != "percentile":
+        raise ValueError(
+            f'`percentile` is of `calibration="percentile"`; with {calibration!r} it would be '
+            "ignored. Leave one of them out."
+        )
+    percentile = 99.9 if percentile is None else percentile
     if not 50 < percentile <= 100:
         raise ValueError(f"`percentile` lies in (50, 100], as 99.9 does; got {percentile!r}.")
 

@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import trees
-from jaxprune.quantize.stored import Plain, Quantized, Quantizer, Stored, value_of
+from jaxprune.quantize.stored import (
+    Plain,
+    Quantized,
+    Quantizer,
+    Stored,
+    in_jax,
+    value_of,
+    zeroed,
+)
 from jaxprune.types import Mask, Params, Predicate
 
 Encode = Callable[[jax.Array, Any, Any], Stored]
@@ -29,18 +37,17 @@ def by_leaf(encode: Encode, settings: Hashable, quantizable: Predicate) -> Quant
 
     Returns:
       A `Quantizer`. Outside jit it raises ValueError where a quantizable leaf has a NaN or an
-      infinity, naming it; TypeError where one is not real floating-point.
+      infinity, naming it; TypeError where one is not real floating-point, or float64 without x64.
     """
 
-    def quantizer(params: Params, mask: Mask | None = None, /) -> Quantized:
+    def quantizer(params: Params, /, mask: Mask | None = None) -> Quantized:
         flags = _flags(params, quantizable)
         params, kept = masked(params, mask)
         done = []
         for flag, keep, (name, leaf) in zip(flags, kept, trees.named_leaves(params), strict=True):
             if flag:
-                leaf = jnp.asarray(leaf)
                 check_finite(name, leaf)
-                done.append(_compiled(encode, settings, leaf, keep))
+                done.append(_compiled(encode, settings, jnp.asarray(leaf), keep))
             else:
                 done.append((as_it_is(leaf, keep), leaf))
         return Quantized(
@@ -60,7 +67,12 @@ def masked(params: Params, mask: Mask | None) -> tuple[Params, list[Any]]:
     """The parameters, 0 where pruned, and each leaf's mask; None where there is no mask."""
     if mask is None:
         return params, [None] * len(jax.tree.leaves(params))
-    return trees.apply_mask(params, mask), jax.tree.leaves(mask)
+    kept, leaves = jax.tree.leaves(mask), jax.tree.leaves(params)
+    found, structure = jax.tree.flatten(trees.apply_mask(params, mask))
+    for i, (leaf, keep) in enumerate(zip(leaves, kept, strict=True)):
+        if not in_jax(trees.dtype_of(leaf)):
+            found[i] = zeroed(leaf, keep)
+    return jax.tree.unflatten(structure, found), kept
 
 
 def check_bits(bits: int, least: int, what: str) -> int:
@@ -81,8 +93,14 @@ def check_finite(name: str, leaf: Any) -> None:
     """Raise where a concrete leaf has a NaN or an infinity: no range would hold it.
 
     Raises:
-      ValueError: names the leaf.
+      ValueError: names the leaf. TypeError: it is of a type that JAX does not have now, float64.
     """
+    if not in_jax(trees.dtype_of(leaf)):
+        raise TypeError(
+            f"Cannot quantize {trees.label(name)}: its dtype is {trees.dtype_of(leaf)}, which JAX "
+            "has only with `jax.config.update('jax_enable_x64', True)`. Enable that, convert the "
+            "leaf to float32, or exclude it in `quantizable`."
+        )
     if trees.is_traced(leaf) or bool(jnp.isfinite(leaf).all()):
         return
     bad = int(np.size(leaf)) - int(jnp.isfinite(leaf).sum())

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -32,13 +33,15 @@ from jaxprune.quantize.bits import pack_bits, packed_bytes, unpack_bits
 from jaxprune.quantize.records import (
     ZERO,
     Record,
+    codes_are_right,
+    count_is_right,
     is_plain,
     leaf_of,
     record_of,
     table_bytes,
     width_is_right,
 )
-from jaxprune.quantize.stored import Quantized
+from jaxprune.quantize.stored import Quantized, check_quantized
 from jaxprune.types import Params
 
 HEADER = struct.Struct("<BBBBIQ")
@@ -90,7 +93,7 @@ def stored_bytes(quantized: Quantized, form: str = "smallest") -> StoredBytes:
       A `StoredBytes`.
 
     Raises:
-      ValueError: no such form, or two leaves of one name.
+      ValueError: no such form, or two leaves of one name. TypeError: nothing quantized.
 
     Example:
       >>> import jax.numpy as jnp
@@ -102,7 +105,7 @@ def stored_bytes(quantized: Quantized, form: str = "smallest") -> StoredBytes:
       (100, 100)
     """
     counted = []
-    for record in map(record_of, quantized.stored):
+    for record in _records(quantized):
         how = _plan(record, form)
         codes = packed_bytes(how.written, how.width)
         counted.append(LeafBytes(how.form, codes, len(record.tables), how.overhead, HEADER.size))
@@ -122,13 +125,16 @@ def pack(quantized: Quantized, form: str = "smallest") -> bytes:
       The bytes, laid out as the module's docstring says.
 
     Raises:
-      ValueError: no such form.
+      ValueError: no such form. TypeError: `quantized` is not what a quantizer returned.
     """
-    return b"".join(_written(record_of(leaf), form) for leaf in quantized.stored)
+    return b"".join(_written(record, form) for record in _records(quantized))
 
 
 def unpack(data: bytes, like: Params) -> Params:
     """The parameters that were packed: `quantized.params`, bit for bit.
+
+    A Python number comes back as the array that JAX makes of it, an array of 64 bits as NumPy's
+    where JAX has no such type.
 
     Args:
       data: what `pack` returned.
@@ -138,7 +144,8 @@ def unpack(data: bytes, like: Params) -> Params:
       A tree like `like`.
 
     Raises:
-      ValueError: the bytes do not fit such parameters; names the leaf.
+      ValueError: the bytes do not fit such parameters, as far as they tell (they do not hold
+        dtypes); names the leaf.
 
     Example:
       >>> import jax.numpy as jnp
@@ -155,6 +162,18 @@ def unpack(data: bytes, like: Params) -> Params:
     if len(view):
         raise ValueError(f"{len(view)} bytes are left after the last leaf. {_REMEDY}")
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _records(quantized: Quantized) -> Iterator[Record]:
+    check_quantized(quantized)
+    for name, leaf in zip(trees.paths(quantized.params), quantized.stored, strict=True):
+        try:
+            yield record_of(leaf)
+        except OverflowError:
+            raise ValueError(
+                f"Cannot pack {trees.label(name)}: it is a Python number that JAX's type for it "
+                "does not hold. Make it an array."
+            ) from None
 
 
 _REMEDY = "Were they packed from other parameters? Pass `like` of the packed model."
@@ -194,7 +213,7 @@ def _read(view: memoryview, name: str, like: Any) -> tuple[Any, int]:
         raise wrong
     form = forms.FORMS[number]
     n = math.prod(shape)
-    if written > n or (form == "dense" and written != n):
+    if written > n or (form == "dense" and written != n) or not count_is_right(kind, count, shape):
         raise wrong
     tables = table_bytes(kind, count, width, like)
     index = forms.index_bytes(form, gap, written, shape)
@@ -208,4 +227,6 @@ def _read(view: memoryview, name: str, like: Any) -> tuple[Any, int]:
     plain = is_plain(kind)
     as_bytes = lambda: np.frombuffer(parts[2], np.uint8).reshape(written, width // 8)
     entries = as_bytes() if plain else unpack_bits(parts[2], written, width)
+    if not (plain or codes_are_right(kind, count, shape, entries)):
+        raise wrong
     return leaf_of(kind, width, parts[0], count, positions, entries, like), ends[-1]

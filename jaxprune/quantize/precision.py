@@ -61,7 +61,7 @@ def unquantized() -> Quantizer:
       LeafBytes(form='bitmask', codes=4, tables=0, overhead=1, header=16)
     """
 
-    def quantizer(params: Params, mask: Mask | None = None, /) -> Quantized:
+    def quantizer(params: Params, /, mask: Mask | None = None) -> Quantized:
         params, kept = masked(params, mask)
         leaves = jax.tree.leaves(params)
         stored = tuple(as_it_is(leaf, keep) for leaf, keep in zip(leaves, kept, strict=True))

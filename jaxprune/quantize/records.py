@@ -11,7 +11,16 @@ import numpy as np
 
 from jaxprune import trees
 from jaxprune.quantize.bits import width_of
-from jaxprune.quantize.stored import Codebook, Grid, Plain, Stored, centre, code_dtype, value_of
+from jaxprune.quantize.stored import (
+    Codebook,
+    Grid,
+    Plain,
+    Stored,
+    centre,
+    code_dtype,
+    in_jax,
+    value_of,
+)
 
 RAW, FLOAT16, BFLOAT16, SYMMETRIC, AFFINE, SHARED = range(6)
 CHANNELS, ZERO = 64, 128  # flags of a kind: tables per channel; 0 has the first code
@@ -80,7 +89,7 @@ def _shared_record(stored: Codebook) -> Record:
 
 
 def _plain_record(stored: Plain) -> Record:
-    values = _host(stored.values)
+    values = _host(stored.values, stored.dtype)
     shape, itemsize = np.shape(stored.values), values.dtype.itemsize
     words = math.prod(values.shape[len(shape) :])  # a PRNG key is several
     as_bytes = values.reshape(-1).view(np.uint8).reshape(math.prod(shape), words * itemsize)
@@ -90,10 +99,10 @@ def _plain_record(stored: Plain) -> Record:
     return Record(kind, shape, as_bytes, np.flatnonzero(as_bytes.any(1)), width, 0, b"", 0)
 
 
-def _host(values: Any) -> np.ndarray:
+def _host(values: Any, dtype: Any) -> np.ndarray:
     if jax.dtypes.issubdtype(trees.dtype_of(values), jax.dtypes.prng_key):
         values = jax.random.key_data(values)
-    return np.ascontiguousarray(values)
+    return np.ascontiguousarray(values, None if hasattr(values, "dtype") else dtype)
 
 
 def table_bytes(kind: int, count: int, width: int, like: Any) -> int:
@@ -111,7 +120,35 @@ def width_is_right(kind: int, width: int, like: Any) -> bool:
     base = kind & ~(CHANNELS | ZERO)
     if base == RAW:
         return width == 8 * _blank(like).shape[1]
-    return width == 16 if base in _HALF_OF else base in (SYMMETRIC, AFFINE, SHARED) and width <= 17
+    if not trees.is_float(like):
+        return False
+    if base in _HALF_OF:
+        return width == 16 and trees.dtype_of(like).itemsize > 2
+    return width <= 17 if base == SHARED else base in (SYMMETRIC, AFFINE) and 1 <= width <= 16
+
+
+def count_is_right(kind: int, count: int, shape: tuple[int, ...]) -> bool:
+    """Could tables of so many entries be those of a leaf of this shape?"""
+    if is_plain(kind):
+        return count == 0
+    channels = 1
+    if kind & CHANNELS:
+        if len(shape) < 2:
+            return False
+        channels = shape[-1]
+    if kind & ~(CHANNELS | ZERO) == SHARED:
+        return count % channels == 0 if channels else count == 0
+    return count == channels
+
+
+def codes_are_right(kind: int, count: int, shape: tuple[int, ...], codes: np.ndarray) -> bool:
+    """Could these be the codes of such tables? Of a codebook the last value is in use."""
+    if kind & ~(CHANNELS | ZERO) != SHARED:
+        return True
+    if not len(codes):
+        return count == 0
+    values = count // (shape[-1] if kind & CHANNELS else 1)
+    return int(codes.max()) + 1 == values + bool(kind & ZERO)
 
 
 def is_plain(kind: int) -> bool:
@@ -126,7 +163,11 @@ def leaf_of(
     base, zeroed = kind & ~(CHANNELS | ZERO), bool(kind & ZERO)
     shape, dtype = np.shape(like), trees.dtype_of(like)
     if base in (SYMMETRIC, AFFINE):
-        return value_of(_read_grid(base, kind, width, tables, count, positions, entries, like))
+        read = _read_grid(base, kind, width, tables, count, positions, entries, like)
+        if in_jax(dtype):
+            return value_of(read)
+        with jax.enable_x64(True):
+            return np.asarray(value_of(read))
     if base == SHARED:
         return _read_shared(kind, zeroed, tables, positions, entries, shape, dtype)
     blank = _blank(like) if base == RAW else np.zeros((math.prod(shape), 2), np.uint8)
@@ -156,7 +197,7 @@ def _read_shared(kind: int, zeroed: bool, tables: bytes, positions: np.ndarray,
         table = np.concatenate([np.zeros((len(table), 1), dtype), table], 1)
     leaf = np.zeros(math.prod(shape), dtype)
     leaf[positions] = table[positions % len(table), entries]
-    return jnp.asarray(leaf.reshape(shape))
+    return _as_array(leaf.reshape(shape))
 
 
 def _blank(like: Any) -> np.ndarray:
@@ -172,6 +213,18 @@ def _from_bytes(as_bytes: np.ndarray, like: Any, half: Any) -> Any:
     dtype, shape = trees.dtype_of(like), np.shape(like)
     if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
         words = as_bytes.view(np.uint32).reshape(*shape, -1)
-        return jax.random.wrap_key_data(jnp.asarray(words), impl=jax.random.key_impl(like))
+        return jax.random.wrap_key_data(jnp.asarray(words), impl=key_impl(like))
     found = as_bytes.reshape(-1).view(half or dtype).reshape(shape)
-    return jnp.asarray(found.astype(dtype))
+    return _as_array(found.astype(dtype))
+
+
+def _as_array(found: np.ndarray) -> Any:
+    """A JAX array, or NumPy's where JAX has no such type."""
+    return jnp.asarray(found) if in_jax(found.dtype) else found
+
+
+def key_impl(leaf: Any) -> Any:
+    """The kind of a PRNG key; inside a trace, where an abstract key will do."""
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
+    return found[0]

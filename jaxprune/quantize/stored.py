@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune import trees
 from jaxprune.types import Mask, Params
@@ -95,7 +96,7 @@ class Quantized(NamedTuple):
 class Quantizer(Protocol):
     """`(params, mask=None) -> Quantized`; calibrates on kept weights only."""
 
-    def __call__(self, params: Params, mask: Mask | None = None, /) -> Quantized:
+    def __call__(self, params: Params, /, mask: Mask | None = None) -> Quantized:
         """Quantize; everything that is not quantizable is stored as it is."""
 
 
@@ -126,17 +127,35 @@ def value_of(stored: Stored) -> jax.Array:
         return jnp.clip(scaled, -largest, largest).astype(stored.dtype)
     if isinstance(stored, Codebook):
         channel = (jnp.arange(len(stored.values)),) if jnp.ndim(stored.values) == 2 else ()
-        return _cut(jnp.asarray(stored.values)[(*channel, stored.codes)], stored.kept)
-    if trees.dtype_of(stored.values) == stored.dtype and stored.kept is None:
-        return stored.values
-    return _cut(stored.values.astype(stored.dtype), stored.kept)
+        return zeroed(jnp.asarray(stored.values)[(*channel, stored.codes)], stored.kept)
+    same = trees.dtype_of(stored.values) == stored.dtype
+    return zeroed(stored.values if same else stored.values.astype(stored.dtype), stored.kept)
 
 
-def _cut(values: Any, kept: Any) -> Any:
+def zeroed(values: Any, kept: Any) -> Any:
     """0 where pruned; what has no zero (PRNG keys, flags) is never pruned."""
-    if kept is None or not jnp.issubdtype(values.dtype, jnp.number):
+    dtype = trees.dtype_of(values)
+    if kept is None or not jnp.issubdtype(dtype, jnp.number):
         return values
-    return jnp.where(kept, values, jnp.zeros((), values.dtype))
+    return (jnp if in_jax(dtype) else np).where(kept, values, np.zeros((), dtype))
+
+
+def in_jax(dtype: Any) -> bool:
+    """False for types of 64 bits where JAX has none: NumPy's arrays then stay NumPy's."""
+    return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True) == dtype
+
+
+def check_quantized(found: Any) -> None:
+    """Raise unless this is what a quantizer returned.
+
+    Raises:
+      TypeError: it is not.
+    """
+    if not isinstance(found, Quantized):
+        raise TypeError(
+            f"Expected what a quantizer returns, a `Quantized`; got a {type(found).__name__}. "
+            "Parameters as they are become one by `unquantized()(params)`."
+        )
 
 
 def dequantize(quantized: Quantized) -> Params:
@@ -155,6 +174,7 @@ def dequantize(quantized: Quantized) -> Params:
       >>> dequantize(small)["kernel"]
       Array([[ 0.5, -1.5]], dtype=float32)
     """
+    check_quantized(quantized)
     structure = jax.tree.structure(quantized.params)
     return jax.tree.unflatten(structure, [value_of(leaf) for leaf in quantized.stored])
 
@@ -179,6 +199,7 @@ def tables_of(quantized: Quantized) -> tuple[Any, ...]:
       >>> tables_of(small), jax.grad(loss)(tables_of(small))
       ((Array([1.5, 8. ], dtype=float32),), (Array([ 6., 32.], dtype=float32),))
     """
+    check_quantized(quantized)
     return tuple(
         None if isinstance(leaf, Plain) and not trees.is_float(leaf.values) else _table(leaf)
         for leaf in quantized.stored
@@ -195,7 +216,16 @@ def with_tables(quantized: Quantized, tables: tuple[Any, ...]) -> Quantized:
 
     Returns:
       A `Quantized`; what is pruned stays 0.
+
+    Raises:
+      ValueError: not as many tables as leaves.
     """
+    check_quantized(quantized)
+    if len(tables) != len(quantized.stored):
+        raise ValueError(
+            f"`tables` are of {len(tables)} leaves, the parameters have {len(quantized.stored)}. "
+            "Change what `tables_of` returned."
+        )
     field = {Grid: "scale", Codebook: "values", Plain: "values"}
     stored = tuple(
         leaf if table is None else _replaced(leaf, field[type(leaf)], table)

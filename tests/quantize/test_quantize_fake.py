@@ -52,6 +52,14 @@ def test_the_gradient_is_the_one_at_the_quantized_point(which):
     np.testing.assert_allclose(forward, total, rtol=1e-5)
 
 
+def test_complex_leaves_that_are_not_quantized_learn_as_before():
+    params = {"w": normal(3, 2), "c": jnp.array([[1 + 2j, 3j]])}
+    loss = lambda p, x: jnp.sum(p["w"]) + jnp.sum(jnp.abs(p["c"]) ** 2)
+    quantizer = quantize.uniform(4, quantizable=lambda name, leaf: name == "w")
+    found = jax.grad(quantize.fake_quantized(loss, quantizer))(params, None)
+    np.testing.assert_allclose(found["c"], jax.grad(loss)(params, None)["c"], rtol=1e-6)
+
+
 def test_over_seeds_it_maps():
     nets = [network(seed)[0] for seed in (0, 5)]
     x = network()[2]

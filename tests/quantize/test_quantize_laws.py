@@ -142,6 +142,40 @@ def test_a_nan_or_an_infinity_is_an_error_that_names_the_leaf(which):
         quantizer(params)  # a leaf that is not quantized may hold anything
 
 
+def test_a_mask_is_taken_by_keyword_too():
+    params, mask = small_net()
+    for row in (QUANTIZERS["8 bits"], QUANTIZERS["bfloat16"]):
+        assert_same_bits(row.make()(params, mask=mask), row.make()(params, mask))
+    found = quantize.unquantized()(params, mask=mask)
+    assert_same_bits(found.params, trees.apply_mask(params, mask))
+    assert_same_bits(quantize.frozen(found)(params, mask=mask), found)
+
+
+def test_keys_and_flags_under_a_mask_come_back_from_every_function():
+    params = {
+        "w": normal(3, 2),
+        "k": jax.random.split(jax.random.key(0), 2),
+        "f": jnp.array([True]),
+    }
+    mask = {"w": normal(3, 2) > 0, "k": jnp.ones(2, bool), "f": jnp.ones(1, bool)}
+    found = quantize.uniform(4)(params, mask)
+    assert_same_bits(quantize.dequantize(found), found.params)
+    assert_same_bits(quantize.frozen(found)(params, mask).params, found.params)
+    same = quantize.with_tables(found, quantize.tables_of(found))
+    assert_same_bits(same.params, found.params)
+
+
+def test_what_is_not_quantized_and_tables_of_another_are_said_to_be():
+    params, _ = small_net()
+    replace = lambda found: quantize.with_tables(found, ())
+    for function in (quantize.pack, quantize.stored_bytes, quantize.dequantize, quantize.frozen,
+                     quantize.tables_of, replace):  # fmt: skip
+        with pytest.raises(TypeError, match="Expected what a quantizer returns, a `Quant"):
+            function(params)
+    with pytest.raises(ValueError, match="of 0 leaves, the parameters have 2"):
+        quantize.with_tables(quantize.uniform(4)(params), ())
+
+
 def test_bad_arguments_are_named():
     for bits in (0, 17, 2.5, True, "4"):
         with pytest.raises(ValueError, match="takes 1 to 16 bits, a whole number; got"):

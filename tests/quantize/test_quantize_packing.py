@@ -84,6 +84,45 @@ def test_negative_zeros_and_subnormal_floats_come_back():
         check(quantize.unquantized()([leaf]), [leaf], form)
 
 
+@each_form
+def test_python_numbers_come_back_as_the_arrays_that_jax_makes_of_them(form):
+    params = {"w": normal(4, 6), "lr": 0.1, "n": 3, "flag": True, "c": 1 + 2j}
+    found = quantize.uniform(4)(params)
+    back = quantize.unpack(quantize.pack(found, form), params)
+    assert_same_bits(back, jax.tree.map(jnp.asarray, found.params))
+    for number in (2**40, 2**70):
+        with pytest.raises(ValueError, match="Cannot pack leaf 'n': it is a Python number"):
+            quantize.pack(quantize.unquantized()({"n": number}))
+
+
+@each_form
+def test_arrays_of_64_bits_that_jax_does_not_have_come_back_bit_for_bit(form):
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.normal(size=(4, 6)), "bias": rng.normal(size=6), "n": np.int64(2**40)}
+    mask = {"kernel": params["kernel"] > 0, "bias": np.ones(6, bool), "n": np.array(True)}
+    for kept in (None, mask):
+        found = quantize.unquantized()(params, kept)
+        pruned = lambda w, k: np.where(k, w, np.zeros((), w.dtype))
+        expected = params if kept is None else jax.tree.map(pruned, params, mask)
+        assert_same_bits(found.params, jax.tree.map(np.asarray, expected))
+        check(found, params, form)
+        assert_same_bits(quantize.dequantize(found), found.params)
+    with pytest.raises(TypeError, match="Cannot quantize leaf 'kernel': its dtype is float64"):
+        quantize.uniform(4)(params)
+    half = quantize.uniform(4, quantizable=lambda name, leaf: name == "w")
+    check(half({**params, "w": normal(3, 2)}, {**mask, "w": np.ones((3, 2), bool)}),
+          {**params, "w": normal(3, 2)}, form)  # fmt: skip
+
+
+@pytest.mark.parametrize("which", ["8 bits", "3 bits shared", "float16"])
+def test_what_was_packed_with_64_bits_is_read_without(which):
+    with jax.enable_x64(True):
+        params = [jnp.asarray(np.random.default_rng(0).normal(size=(7, 5)))]
+        found = QUANTIZERS[which].make()(params)
+        data, expected = quantize.pack(found), [np.asarray(found.params[0])]
+    assert_same_bits(quantize.unpack(data, [np.zeros((7, 5))]), expected)
+
+
 @given(st.data())
 def test_bits_of_any_width_come_back(data):
     width = data.draw(st.integers(0, 32))
@@ -197,6 +236,41 @@ def test_bytes_of_another_model_are_an_error_that_names_the_leaf():
         quantize.unpack(floats, jax.tree.map(lambda w: w.astype(jnp.float16), params))
     with pytest.raises(ValueError, match="Unknown form 'coo'"):
         quantize.stored_bytes(quantize.uniform(4)(params), "coo")
+
+
+ABSTRACT = jax.ShapeDtypeStruct
+KEYS = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (4, 6)))
+WRONG = {  # of what was packed from float32[4, 6]
+    "channels of another shape": ("3 bits, channels", ABSTRACT((6, 4), jnp.float32)),
+    "channels of a vector": ("3 bits, channels", ABSTRACT((24,), jnp.float32)),
+    "codebooks of another shape": ("2 bits shared, channels", ABSTRACT((2, 12), jnp.float32)),
+    "a codebook of integers": ("3 bits shared", ABSTRACT((4, 6), jnp.int32)),
+    "a codebook of bfloat16": ("3 bits shared", ABSTRACT((4, 6), jnp.bfloat16)),
+    "halves of integers": ("float16", ABSTRACT((4, 6), jnp.int32)),
+    "halves of halves": ("bfloat16", ABSTRACT((4, 6), jnp.float16)),
+    "a grid of integers": ("8 bits", ABSTRACT((4, 6), jnp.int32)),
+    "a grid of keys": ("8 bits", KEYS),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_bytes_that_do_not_fit_are_an_error_that_names_the_leaf(name):
+    which, like = WRONG[name]
+    data = quantize.pack(QUANTIZERS[which].make()({"w": normal(4, 6)}))
+    with pytest.raises(ValueError, match="The bytes at leaf 'w' are not those of one of shape"):
+        quantize.unpack(data, {"w": like})
+
+
+def test_channels_are_not_taken_for_others_whose_codebooks_have_as_many_values():
+    data = quantize.pack(quantize.shared_values(8, channels=True)([normal(4, 6)]))
+    with pytest.raises(ValueError, match="The bytes at leaf '0' are not"):
+        quantize.unpack(data, [ABSTRACT((6, 4), jnp.float32)])
+
+
+def test_keys_are_read_into_abstract_ones():
+    keys = {"k": jax.random.split(jax.random.key(0, impl="rbg"), 2)}
+    found = quantize.unquantized()(keys)
+    assert_same_bits(quantize.unpack(quantize.pack(found), jax.eval_shape(lambda: keys)), keys)
 
 
 @given(data=st.binary(max_size=60))

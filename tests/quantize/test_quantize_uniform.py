@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from jaxprune import quantize
+from jaxprune.quantize.calibration import percentiles, rank
 from tests.quantize.quantize_cases import assert_same_bits, normal
 
 U = 2.0**-24  # half a unit in the last place of float32
@@ -96,7 +97,8 @@ def test_products_are_exact_so_that_levels_are_whole_multiples(w, bits):
 @pytest.mark.parametrize("calibration", ["max", "percentile"])
 def test_a_scale_a_channel_is_the_channel_quantized_alone(symmetric, calibration):
     w = normal(3, 3, 4, 2)
-    options = {"symmetric": symmetric, "calibration": calibration, "percentile": 95}
+    options = {"symmetric": symmetric, "calibration": calibration}
+    options |= {"percentile": 95} if calibration == "percentile" else {}
     whole = quantize.uniform(3, channels=True, **options)([w])
     assert whole.stored[0].scale.shape == (2,)
     alone = quantize.uniform(3, **options)([w[..., 0], w[..., 1]])
@@ -157,8 +159,44 @@ def test_percentiles_are_those_of_the_kept_weights(w, keep):
             span = 2 * at(np.abs(w[keep]), 79)
         else:
             span = max(at(w[keep], 79), 0) - min(at(w[keep], 21), 0)
+        if keep.any() and span == 0:  # only zeros are inside: the whole range
+            ends = np.abs(w[keep]).max() * np.float64([-1, 1])
+            span = np.ptp(ends if symmetric else [*w[keep].astype(np.float64), 0])
         expected = max(span / (14 if symmetric else 15), 4 * np.finfo(np.float32).tiny)
         np.testing.assert_allclose(stored.scale, expected, rtol=2.0**-19 + 8 * U)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_where_a_percentile_is_0_the_range_is_the_whole_one(symmetric):
+    w = jnp.zeros((100, 3)).at[:2, 0].set(jnp.array([1.0, -2.0])).at[:, 1].set(normal(100))
+    options = {"symmetric": symmetric, "channels": True}
+    clipped = quantize.uniform(5, calibration="percentile", percentile=90, **options)
+    found, whole = clipped([w]).params[0], quantize.uniform(5, **options)([w]).params[0]
+    np.testing.assert_array_equal(found[:, [0, 2]], whole[:, [0, 2]])
+    assert np.abs(found[:, 1]).max() < np.abs(whole[:, 1]).max()
+    assert_same_bits(jax.jit(clipped)([w]).params[0], found)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 2**24 + 1, 2**24 + 4, 2**24 + 8, 10**9 + 1, 2**31 - 1])
+@pytest.mark.parametrize("percent", [0.0, 50.0, 99.9, 100.0])
+def test_a_rank_is_one_that_there_is_and_the_nearest_that_float32_tells(count, percent):
+    found, last = int(rank(jnp.int32(count), percent, jnp.float32)), max(count - 1, 0)
+    assert 0 <= found <= last
+    exact = last * percent / 100
+    assert abs(found - exact) <= 0.5 + 2 * U * exact + 2 * U * last
+
+
+@pytest.mark.slow
+def test_of_2_to_the_24_weights_and_more_a_percentile_is_found_too():
+    w = jnp.zeros((2**24 + 4, 1), jnp.float32).at[0, 0].set(3.0)
+    low, high = percentiles(w, None, (0, 1), False, 100.0)
+    assert (float(low), float(high)) == (0.0, 3.0)
+
+
+def test_a_percentile_that_would_be_ignored_is_an_error():
+    for calibration in ("max", "mse"):
+        with pytest.raises(ValueError, match='`percentile` is of `calibration="percentile"`'):
+            quantize.uniform(4, calibration=calibration, percentile=99.9)
 
 
 def test_weights_beyond_a_clipped_range_go_to_its_ends():
