@@ -94,3 +94,14 @@ def __getattr__(name: str) -> Any:
     if name == "surgeon":
         return importlib.import_module("jaxprune.surgeon")
     raise AttributeError(f"module 'jaxprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What there is, with the module that is not imported yet.
+
+    Example:
+      >>> import jaxprune
+      >>> "surgeon" in dir(jaxprune)
+      True
+    """
+    return sorted({*globals(), *__all__})

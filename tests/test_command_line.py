@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
 
 import jaxprune as jp
 from jaxprune.checkpoint_reading import find
@@ -123,6 +124,22 @@ def test_a_mask_belongs_to_no_tree_of_other_names_or_shapes():
         "good/deep/a": ["mask/a"],
         "good/deep/b": ["mask/b"],
     }
+
+
+def test_a_model_with_random_keys_has_its_masks_too(tmp_path, capsys):
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.dense = nnx.Linear(3, 2, rngs=rngs)
+            self.drop = nnx.Dropout(0.5, rngs=rngs)
+            self.keys = nnx.Variable(jax.random.split(jax.random.key(1), 3))
+
+    state = nnx.state(Net(nnx.Rngs(0)))
+    pruned = jp.one_shot(jp.saliency.magnitude(), jp.select.lowest())(state, sparsity=0.5)
+    with_jaxprune(tmp_path, {"model": pruned.params, "mask": pruned.mask})
+    rows = {row["name"]: row for row in in_json(capsys, tmp_path, "--only", "model/*")["leaves"]}
+    assert rows["model/dense/kernel"]["masks"][0]["kept"] == 3
+    assert rows["model/keys"]["shape"] == [3, 2]
+    assert all(len(row["masks"]) == 1 and not row["masks"][0]["not_zero"] for row in rows.values())
 
 
 def test_two_masks_of_one_leaf_are_both_told(tmp_path, capsys):

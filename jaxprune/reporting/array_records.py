@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxprune.reporting import array_rendering
 from jaxprune.reporting.rendering import as_text
-from jaxprune.reporting.storage import LeafBytes
+from jaxprune.reporting.storage import LeafBytes, fraction
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class MaskCount:
     @property
     def sparsity(self) -> float:
         """The fraction it prunes; 0 for a leaf without entries."""
-        return _fraction(self.size - self.kept, self.size)
+        return fraction(self.size - self.kept, self.size)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class LeafCount:
     @property
     def sparsity(self) -> float:
         """The fraction of entries that are 0; 0 for a leaf without entries."""
-        return _fraction(self.size - self.nonzeros, self.size)
+        return fraction(self.size - self.nonzeros, self.size)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and text."""
@@ -92,7 +92,7 @@ class ArrayTotals:
     @property
     def sparsity(self) -> float:
         """The fraction of entries that are 0; 0 where there are none."""
-        return _fraction(self.size - self.nonzeros, self.size)
+        return fraction(self.size - self.nonzeros, self.size)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers."""
@@ -152,7 +152,3 @@ def _totals(rows: Sequence[LeafCount]) -> ArrayTotals:
     sizes = LeafBytes(*(sum(getattr(row.bytes, f) for row in rows) for f in LeafBytes._fields))
     size, nonzeros = (sum(getattr(row, f) for row in rows) for f in ("size", "nonzeros"))
     return ArrayTotals(len(rows), size, nonzeros, sizes, sum(min(row.bytes) for row in rows))
-
-
-def _fraction(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0

@@ -56,7 +56,8 @@ def masks_beside(leaves: Leaves) -> dict[str, list[str]]:
     """The masks of every leaf, by name.
 
     A tree of bool leaves named `mask` or `masks` is the mask of every tree that has, under its
-    names, other leaves of its shapes: the parameters, their averages, an optimizer's moments.
+    names, other leaves of its shapes: the parameters, their averages, an optimizer's moments. PRNG
+    keys are stored as integers, with one axis more than their mask.
 
     Example:
       >>> flags, count = np.ones(3, bool), np.ones(())
@@ -92,7 +93,10 @@ def _is_bool(leaf: Any) -> bool:
 
 def _fits(leaves: Leaves, name: str, mask: Any) -> bool:
     leaf = leaves.get(name)
-    return leaf is not None and leaf.shape == mask.shape and not _is_bool(leaf)
+    if leaf is None or _is_bool(leaf):
+        return False
+    is_key = np.dtype(leaf.dtype) == np.uint32 and leaf.shape[:-1] == mask.shape
+    return leaf.shape == mask.shape or is_key
 
 
 def _groups(
@@ -130,5 +134,6 @@ def _count(name: str, arrays: Mapping[str, np.ndarray], masks: Sequence[str]) ->
 
 
 def _mask_count(name: str, mask: np.ndarray, nonzero: np.ndarray) -> MaskCount:
-    kept, not_zero = np.count_nonzero(mask), np.count_nonzero(nonzero & ~mask)
+    pruned = ~mask.reshape(mask.shape + (1,) * (nonzero.ndim - mask.ndim))
+    kept, not_zero = np.count_nonzero(mask), np.count_nonzero(nonzero & pruned)
     return MaskCount(name, mask.size, int(kept), int(not_zero))

@@ -77,6 +77,7 @@ def sensitivity(
       >>> sensitivity(params, params, total, (0.25, 0.5)).values
       ((9.0, 7.0),)
     """
+    sparsities = tuple(sparsities)  # gone over once a leaf
     flags = trees.prunable_flags(params, prunable)
     names = [name for flag, name in zip(flags, trees.paths(params), strict=True) if flag]
     trees.check_names(names)

@@ -42,9 +42,11 @@ def accuracy_plot(
       The path written.
 
     Raises:
-      ImportError: matplotlib is missing. ValueError: no rows, or as `summarise`.
+      ImportError: matplotlib is missing. ValueError: no rows, no value, or as `summarise`.
     """
     values = [value] if isinstance(value, str) else list(value)
+    if not values:
+        raise ValueError("`value` is empty: there is nothing to draw. Pass the keys to draw.")
     summaries = [summarise(rows, value=key) for key in values]
     _check_any(summaries[0], "rows")
     figure, axes = _figure(2.5 + 4.5 * len(values), 4.5, panels=len(values))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxprune.reporting import rendering
-from jaxprune.reporting.storage import LeafBytes
+from jaxprune.reporting.storage import LeafBytes, fraction
 from jaxprune.reporting.timing import Latency
 
 
@@ -41,7 +41,7 @@ class Row:
     @property
     def sparsity(self) -> float:
         """The fraction pruned; 0 for a leaf without entries."""
-        return _fraction(self.total - self.kept, self.total)
+        return fraction(self.total - self.kept, self.total)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and text; `shape` as "3x4"."""
@@ -71,12 +71,12 @@ class Totals:
     @property
     def sparsity_of_prunable(self) -> float:
         """Pruned entries over prunable entries: the sparsity that was asked for."""
-        return _fraction(self.prunable_total - self.prunable_kept, self.prunable_total)
+        return fraction(self.prunable_total - self.prunable_kept, self.prunable_total)
 
     @property
     def sparsity_of_all(self) -> float:
         """Pruned entries over all entries, statistics, biases and embeddings included."""
-        return _fraction(self.total - self.kept, self.total)
+        return fraction(self.total - self.kept, self.total)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers."""
@@ -155,10 +155,6 @@ class Report:
         writer.writeheader()
         writer.writerows(lines)
         return _written(text.getvalue(), path)
-
-
-def _fraction(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
 
 
 def _written(text: str, path: str | Path | None) -> str:

@@ -83,11 +83,11 @@ def _cost(cost: Cost) -> list[str]:
         return [flops, "latency   not measured: abstract parameters or inputs"]
     return [
         flops,
-        f"latency   dense {_milliseconds(cost.latency)}, masked "
-        f"{_milliseconds(cost.masked_latency)}",
+        f"latency   dense {milliseconds(cost.latency)}, masked {milliseconds(cost.masked_latency)}",
         f"          median (quartiles) of {cost.latency.repeats} calls on {cost.latency.device}",
     ]
 
 
-def _milliseconds(latency: Latency) -> str:
+def milliseconds(latency: Latency) -> str:
+    """A latency as text: the median, and the quartiles in brackets."""
     return f"{latency.median_ms:.3g} ms ({latency.lower_ms:.3g} to {latency.upper_ms:.3g})"

@@ -73,3 +73,13 @@ def csr_bytes(shape: tuple[int, ...], kept: int, itemsize: int) -> int:
       29
     """
     return kept * itemsize + index_bytes("csr", 0, kept, shape)
+
+
+def fraction(part: int, whole: int) -> float:
+    """What part of a whole; 0 of nothing.
+
+    Example:
+      >>> fraction(1, 4), fraction(0, 0)
+      (0.25, 0.0)
+    """
+    return part / whole if whole else 0.0

@@ -325,7 +325,8 @@ def _lines(report: StructureReport) -> list[str]:
         return [*lines, "latency      not measured"]
     return [
         *lines,
-        f"latency      dense {_time(dense)}, shrunk {_time(shrunk)}",
+        f"latency      dense {rendering.milliseconds(dense)}, shrunk "
+        f"{rendering.milliseconds(shrunk)}",
         f"             median (quartiles) of {dense.repeats} calls on {dense.device}",
         f"speed-up     measured {ratio:.2f} x, by FLOPs {report.flop_ratio:.2f} x",
     ]
@@ -334,7 +335,3 @@ def _lines(report: StructureReport) -> list[str]:
 def _line(name: str, dense: int, shrunk: int) -> str:
     share = f" ({100 * shrunk / dense:.1f} %)" if dense else ""
     return f"{name:<12} {dense:,} -> {shrunk:,}{share}"
-
-
-def _time(latency: Latency) -> str:
-    return f"{latency.median_ms:.3g} ms ({latency.lower_ms:.3g} to {latency.upper_ms:.3g})"

@@ -99,6 +99,8 @@ def test_many_lines_all_look_different():
 def test_no_rows_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="`rows` is empty"):
         accuracy_plot([], tmp_path / "figure.png")
+    with pytest.raises(ValueError, match="`value` is empty"):
+        accuracy_plot([{"method": "a"}], tmp_path / "figure.png", value=[])
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):

@@ -62,6 +62,14 @@ def test_other_leaves_are_untouched_and_the_count_is_exact():
     assert seen == [*pruned_a, *pruned_b, [4, 20, 3, 12]]
 
 
+def test_sparsities_of_a_generator_are_all_tried():
+    params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}}
+    total = lambda params: float(sum(map(jnp.sum, jax.tree.leaves(params))))
+    found = sensitivity(params, params, total, (s for s in (0.25, 0.5)))
+    assert found == sensitivity(params, params, total, (0.25, 0.5))
+    assert found.values == ((7.0, 6.0), (7.0, 6.0))
+
+
 def test_ties_go_by_index():
     params = jnp.arange(1.0, 9.0).reshape(2, 4)
     seen = []
