@@ -70,7 +70,7 @@ def masked(params: Params, mask: Mask | None) -> tuple[Params, list[Any]]:
     kept, leaves = jax.tree.leaves(mask), jax.tree.leaves(params)
     found, structure = jax.tree.flatten(trees.apply_mask(params, mask))
     for i, (leaf, keep) in enumerate(zip(leaves, kept, strict=True)):
-        if not in_jax(trees.dtype_of(leaf)):
+        if not in_jax(trees.dtype_of(leaf)) and not trees.is_traced(keep):
             found[i] = zeroed(leaf, keep)
     return jax.tree.unflatten(structure, found), kept
 
