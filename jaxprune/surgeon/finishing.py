@@ -100,6 +100,15 @@ def judged(
     return found
 
 
+def not_finite(damping: Any, examples: int | None) -> ValueError:
+    """What is said where no update is a number."""
+    return ValueError(
+        f"No finite update was found with damping {damping}: the curvature of "
+        f"{examples or 'all'} examples is singular, or the weights or the loss are not "
+        "finite. Pass a larger `damping`, or check the parameters and the batch for NaN."
+    )
+
+
 def best_of(model: LocalModel, found: Sequence[Judged]) -> Judged:
     """The one of the lowest true loss, of equal ones the first.
 
@@ -108,11 +117,7 @@ def best_of(model: LocalModel, found: Sequence[Judged]) -> Judged:
     """
     best = min(found, key=lambda one: math.inf if math.isnan(one.loss) else one.loss)
     if not best.loss < math.inf:
-        raise ValueError(
-            f"No finite update was found with damping {model.damping}: the curvature of "
-            f"{model.examples or 'all'} examples is singular, or the weights or the loss are not "
-            "finite. Pass a larger `damping`, or check the parameters and the batch for NaN."
-        )
+        raise not_finite(model.damping, model.examples)
     return best
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.linalg import cho_solve
 
 from jaxprune.curvature.examples import check_count
 from jaxprune.select.ranking import lowest
@@ -15,9 +18,9 @@ from jaxprune.surgeon.finishing import Candidate, begin, best_by_loss, finish
 from jaxprune.surgeon.floors import leaf_numbers, least_kept
 from jaxprune.surgeon.local_model import LocalModel, Site, quadratic_at
 from jaxprune.surgeon.progress import Progress, listener, silent
-from jaxprune.surgeon.pursuit import sparsities, state_at
+from jaxprune.surgeon.pursuit import kept_worth, many_at, sparsities
 from jaxprune.surgeon.quadratic import Quadratic, high
-from jaxprune.surgeon.updating import solve
+from jaxprune.surgeon.updating import MOST_PRIMAL, few, padded, primal, solve
 from jaxprune.types import Batch, Mask, Params, Pruned, Pruner, Selection
 
 REFRESH = 512  # weights that go before the inverse is computed anew
@@ -97,8 +100,7 @@ def optimal_brain_surgeon(
         else:
             kept = site.old
             for step, target in enumerate(sparsities(site, sparsity, rounds), start=1):
-                worth = state_at(quadratic, kept, None).worth
-                kept = site.choose(jnp.where(kept, worth, -jnp.inf), target)
+                kept = site.choose(kept_worth(quadratic, kept, None), target)
                 told("round", step, rounds)
         found = solve(quadratic, kept)
         info = {"objective": float(found.objective), "damping": float(model.damping)}
@@ -114,21 +116,31 @@ class _Going(NamedTuple):
 
     Attributes:
       mask: [d].
-      y: the proximal point, [d].
-      shares: [d].
-      inverse: B, [n, n].
+      inner: what every weight is worth is read off, of the way taken.
       budgets: how many of each part are still to go, [parts].
       counts: how many every leaf keeps, [leaves].
       order: which went, [REFRESH]; d where none did.
     """
 
     mask: jax.Array
-    y: jax.Array
-    shares: jax.Array
-    inverse: jax.Array
+    inner: Any
     budgets: jax.Array
     counts: jax.Array
     order: jax.Array
+
+
+class _Way(NamedTuple):
+    """How the inverse is held.
+
+    Attributes:
+      start: at the mask where the way begins.
+      worth: `inner -> [d]`, what Q rises by without an entry that is kept.
+      without: `(inner, i) -> inner` after entry i.
+    """
+
+    start: Any
+    worth: Callable[[Any], jax.Array]
+    without: Callable[[Any, jax.Array], Any]
 
 
 def one_at_a_time(
@@ -139,26 +151,35 @@ def one_at_a_time(
 ) -> tuple[jax.Array, np.ndarray]:
     """The mask [d], and the pruned entries in the order in which they went.
 
-    Every step is exact; the inverse is computed anew after each `REFRESH` of them, so that rounding
-    does not add up.
+    Each step is that of the paper, but for rounding: from the space of examples as long as more
+    entries than examples are kept, and on the inverse of the kept entries' own matrix from there
+    on. Either is computed anew after each `REFRESH` steps, so that rounding does not add up.
     """
+    first = site.choose(kept_worth(quadratic, site.old, None), sparsity)
     parts, leaf = site.parts(), leaf_numbers(site)
     assert parts is not None
     mask = site.old
-    first = site.choose(state_at(quadratic, mask, None).worth, sparsity)
     goes = np.asarray(parts)[np.asarray(site.candidates & ~first)]
     budgets = jnp.asarray(np.bincount(goes, minlength=int(jnp.max(parts)) + 1).astype(np.int32))
     least = least_kept(site, sparsity)
     order: list[np.ndarray] = []
-    for done in range(0, goes.size, REFRESH):
-        some = jnp.int32(min(REFRESH, goes.size - done))
-        mask, budgets, went = _remove(quadratic, mask, budgets, parts, leaf, least, some)
-        order.append(np.asarray(went)[: int(some)])
-        told("weight", done + int(some), goes.size)
+    done, kept = 0, int(jnp.sum(mask))
+    while done < goes.size:
+        some, size = min(REFRESH, goes.size - done), None
+        if few(quadratic, kept):
+            size = padded(kept)
+        else:  # no further than to where few are kept
+            some = min(some, kept - min(quadratic.examples, MOST_PRIMAL))
+        mask, budgets, went = _remove(
+            quadratic, mask, budgets, parts, leaf, least, jnp.int32(some), size=size
+        )
+        order.append(np.asarray(went)[:some])
+        done, kept = done + some, kept - some
+        told("weight", done, goes.size)
     return mask, np.concatenate(order) if order else np.zeros(0, np.int32)
 
 
-@high
+@partial(high, static_argnames="size")
 def _remove(
     quadratic: Quadratic,
     mask: jax.Array,
@@ -167,34 +188,65 @@ def _remove(
     leaf: jax.Array,
     least: jax.Array,
     steps: jax.Array,
+    *,
+    size: int | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Take out the cheapest entry, so many times."""
-    state = state_at(quadratic, mask, None)
-    d, scale = mask.size, quadratic.damping / 2
-    tiny = jnp.finfo(state.shares.dtype).eps
+    """Take out the cheapest entry, so many times; with a size, at most so many are kept."""
+    way = _of_examples(quadratic, mask) if size is None else _of_kept(quadratic, mask, size)
     inside = parts >= 0
 
     def step(k: jax.Array, now: _Going) -> _Going:
         may = now.mask & inside & (now.budgets[parts] > 0) & (now.counts > least)[leaf]
-        left = jnp.maximum(1 - now.shares, tiny)
-        i = jnp.argmin(jnp.where(may, scale * now.y**2 / left, jnp.inf))
-        rows = now.inverse @ quadratic.columns(i[None])[:, 0]
-        column = quadratic.transposed(rows)
+        i = jnp.argmin(jnp.where(may, way.worth(now.inner), jnp.inf))
         return _Going(
             now.mask.at[i].set(False),
-            now.y + column * (now.y[i] / left[i]),
-            now.shares + column**2 / left[i],
-            now.inverse + jnp.outer(rows, rows / left[i]),
+            way.without(now.inner, i),
             now.budgets.at[parts[i]].add(-1),
             now.counts.at[leaf[i]].add(-1),
             now.order.at[k].set(i.astype(jnp.int32)),
         )
 
-    root = state.dual.root
     counts = jnp.zeros(least.shape, jnp.int32).at[leaf].add(mask.astype(jnp.int32))
-    order = jnp.full((REFRESH,), d, jnp.int32)
-    start = _Going(
-        mask, state.dual.proximal, state.shares, root @ root.T, budgets, counts, order
-    )  # fmt: skip
+    order = jnp.full((REFRESH,), mask.size, jnp.int32)
+    start = _Going(mask, way.start, budgets, counts, order)
     last = jax.lax.fori_loop(0, steps, step, start)
     return last.mask, last.budgets, last.order
+
+
+def _of_examples(quadratic: Quadratic, mask: jax.Array) -> _Way:
+    """By the proximal point y, the shares, [d], and B, [n, n]."""
+    state = many_at(quadratic, mask, None, None)
+    tiny = jnp.finfo(state.shares.dtype).eps
+    left = lambda shares: jnp.maximum(1 - shares, tiny)
+
+    def without(inner: Any, i: jax.Array) -> Any:
+        y, shares, inverse = inner
+        own = left(shares)[i]
+        rows = inverse @ quadratic.columns(i[None])[:, 0]
+        column = quadratic.transposed(rows)
+        inverse += jnp.outer(rows, rows / own)
+        return y + column * (y[i] / own), shares + column**2 / own, inverse
+
+    root = state.dual.root
+    worth = lambda inner: quadratic.damping / 2 * inner[0] ** 2 / left(inner[1])
+    return _Way((state.dual.proximal, state.shares, root @ root.T), worth, without)
+
+
+def _of_kept(quadratic: Quadratic, mask: jax.Array, size: int) -> _Way:
+    """By z and the inverse of the kept entries' own matrix, [m] and [m, m]."""
+    own = primal(quadratic, mask, size)
+    z = own.solution.at[own.where].get(mode="fill", fill_value=0)
+    inverse = cho_solve((own.lower, True), jnp.eye(size, dtype=z.dtype))
+    numbers = jnp.arange(size, dtype=jnp.int32)
+    place = jnp.zeros(mask.size, jnp.int32).at[own.where].set(numbers, mode="drop")
+
+    def worth(inner: Any) -> jax.Array:
+        z, inverse = inner
+        return (z**2 / (2 * jnp.diagonal(inverse)))[place]
+
+    def without(inner: Any, i: jax.Array) -> Any:
+        z, inverse = inner
+        column, k = inverse[:, place[i]], place[i]
+        return z - column * (z[k] / column[k]), inverse - jnp.outer(column, column / column[k])
+
+    return _Way((z, inverse), worth, without)

@@ -15,21 +15,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.linalg import solve_triangular
 
 from jaxprune import trees
 from jaxprune.curvature.examples import check_count
 from jaxprune.surgeon.all_sets import Sets, all_sets
 from jaxprune.surgeon.exchange import exchange_joint
+from jaxprune.surgeon.finishing import not_finite
 from jaxprune.surgeon.floors import leaf_numbers, least_kept, protected
 from jaxprune.surgeon.local_model import Site
 from jaxprune.surgeon.progress import Progress, silent
 from jaxprune.surgeon.quadratic import Quadratic, high, value
-from jaxprune.surgeon.updating import Dual, Solved, dual, solve
+from jaxprune.surgeon.updating import Dual, Solved, dual, few, padded, primal, solve
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,6 @@ class Pursued(NamedTuple):
     info: dict[str, Any]
 
 
-@high
 def state_at(
     quadratic: Quadratic,
     mask: jax.Array,
@@ -96,10 +98,27 @@ def state_at(
 ) -> State:
     """The state at a mask.
 
+    Where few entries are kept, what each is worth is read off their own inverse: in float32 the
+    dual way loses it.
+
     Args:
       probes: [n, r], or None for exact shares.
       gram: as in `solve`.
     """
+    state, kept = many_at(quadratic, mask, probes, gram), int(jnp.sum(mask))
+    if not few(quadratic, kept):
+        return state
+    return _with_own(quadratic, mask, state, *_own_inverse(quadratic, mask, size=padded(kept)))
+
+
+@high
+def many_at(
+    quadratic: Quadratic,
+    mask: jax.Array,
+    probes: jax.Array | None,
+    gram: jax.Array | None,
+) -> State:
+    """The state from the space of examples; arguments as above."""
     found = dual(quadratic, mask, gram)
     root = found.root if probes is None else found.root @ probes
     shares = quadratic.projected_squares(root)
@@ -108,6 +127,57 @@ def state_at(
     apart = jnp.where(mask, jnp.maximum(1 - shares, tiny), 1 + shares)
     worth = quadratic.damping / 2 * found.proximal**2 / apart
     return State(found, solution, value(quadratic, solution), shares, worth)
+
+
+@partial(high, static_argnames="size")
+def _own_inverse(
+    quadratic: Quadratic, mask: jax.Array, *, size: int
+) -> tuple[jax.Array, jax.Array]:
+    """z, and the diagonal of `H_KK^-1` (1 elsewhere), [d], from the kept entries' own matrix."""
+    own = primal(quadratic, mask, size)
+    eye = jnp.eye(size, dtype=own.lower.dtype)
+    squares = jnp.sum(solve_triangular(own.lower, eye, lower=True) ** 2, axis=0)
+    diagonal = jnp.ones_like(own.solution).at[own.where].set(squares, mode="drop")
+    return own.solution, diagonal
+
+
+@high
+def _with_own(
+    quadratic: Quadratic, mask: jax.Array, state: State, z: jax.Array, diagonal: jax.Array
+) -> State:
+    """The state with what `_own_inverse` found, where that is a number."""
+    damping, moved = quadratic.damping, z - quadratic.weights
+    slopes = quadratic.slopes + quadratic.transposed(quadratic.times(moved)) / quadratic.examples
+    y = jnp.where(mask, z, quadratic.weights - slopes / damping)
+    shares = jnp.where(mask, 1 - damping * diagonal, state.shares)
+    worth = jnp.where(mask, z**2 / (2 * diagonal), damping / 2 * y**2 / (1 + shares))
+    found = State(state.dual._replace(proximal=y), z, value(quadratic, z), shares, worth)
+    fine = jnp.all(jnp.isfinite(jnp.where(mask, worth, 0)))
+    return jax.tree.map(lambda one, other: jnp.where(fine, one, other), found, state)
+
+
+def kept_worth(
+    quadratic: Quadratic,
+    mask: jax.Array,
+    probes: jax.Array | None,
+    gram: jax.Array | None = None,
+) -> jax.Array:
+    """`State.worth` of every kept entry, [d]; -inf for the others. Arguments as above.
+
+    Raises:
+      ValueError: a worth is NaN or infinite.
+    """
+    kept = int(jnp.sum(mask))
+    fine = lambda worth: bool(jnp.all(jnp.isfinite(jnp.where(mask, worth, 0))))
+    worth = jnp.full_like(quadratic.weights, jnp.nan)
+    if few(quadratic, kept):  # with no detour through the examples
+        z, diagonal = _own_inverse(quadratic, mask, size=padded(kept))
+        worth = z**2 / (2 * diagonal)
+    if not fine(worth):
+        worth = many_at(quadratic, mask, probes, gram).worth
+    if not fine(worth):
+        raise not_finite(float(quadratic.damping), quadratic.examples)
+    return jnp.where(mask, worth, -jnp.inf)
 
 
 def drawn_probes(quadratic: Quadratic, count: int | None, key: jax.Array) -> jax.Array | None:
@@ -143,6 +213,8 @@ def pursue(
     info["objective_rounds"] = float(state.objective)
     pursuits = 0
     for pursuits in range(1, effort.pursuits + 1):
+        if not bool(jnp.all(jnp.isfinite(state.worth))):
+            break  # float32 has lost what the pruned entries would bring
         after = site.choose(state.worth, sparsity)
         found = state_at(quadratic, after, probes)
         told("pursuit", pursuits, effort.pursuits)
@@ -174,8 +246,7 @@ def _climb(
     """The mask at the end of a path of rising sparsity."""
     mask = site.old
     for step, target in enumerate(sparsities(site, sparsity, rounds), start=1):
-        worth = state_at(quadratic, mask, probes).worth
-        mask = site.choose(jnp.where(mask, worth, -jnp.inf), target)
+        mask = site.choose(kept_worth(quadratic, mask, probes), target)
         told("round", step, rounds)
     return mask
 

@@ -17,7 +17,7 @@ from jaxprune.surgeon.finishing import Candidate, Judged, begin, best_of, finish
 from jaxprune.surgeon.joining import check_grid
 from jaxprune.surgeon.local_model import LocalModel, Site, quadratic_at
 from jaxprune.surgeon.progress import Progress, listener
-from jaxprune.surgeon.pursuit import drawn_probes, reached, state_at
+from jaxprune.surgeon.pursuit import drawn_probes, kept_worth, reached
 from jaxprune.surgeon.quadratic import Quadratic
 from jaxprune.surgeon.updating import kept_gram, solve, way_for
 from jaxprune.types import Batch, Mask, Params, Pruned, Pruner, Schedule, Selection
@@ -159,7 +159,8 @@ def _shared_gram(stage: _Stage, damping: float) -> jax.Array | None:
     """`G_K G_K'` of what the stage begins with, for all dampings; None where nothing reads it."""
     quadratic, mask = stage.quadratic, stage.site.old
     damped = replace(quadratic, damping=jnp.asarray(damping, stage.site.dtype))
-    if stage.target is _KEEP and way_for(damped, int(jnp.sum(mask))) != "dual":
+    way = way_for(damped, int(jnp.sum(mask)))
+    if way == "primal" or (stage.target is _KEEP and way != "dual"):
         return None
     return kept_gram(quadratic, mask)
 
@@ -170,8 +171,8 @@ def _candidate(stage: _Stage, gram: jax.Array | None) -> Candidate:
     if stage.target is _KEEP:
         solved = solve(quadratic, mask, gram=gram)
     else:
-        state = state_at(quadratic, mask, stage.probes, gram)
-        mask = site.choose(jnp.where(mask, state.worth, -jnp.inf), stage.target)
+        worth = kept_worth(quadratic, mask, stage.probes, gram)
+        mask = site.choose(worth, stage.target)
         solved = solve(quadratic, mask)
     return Candidate(mask, solved.solution, {"damping": float(quadratic.damping)})
 

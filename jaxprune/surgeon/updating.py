@@ -10,6 +10,7 @@ K are the kept entries, S the others. Three ways to the same z, by what is small
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -53,6 +54,20 @@ class Dual(NamedTuple):
     proximal: jax.Array
 
 
+class Primal(NamedTuple):
+    """The minimum for a mask in the space of the kept entries.
+
+    Attributes:
+      where: [m], the kept entries, then d as often as it takes.
+      lower: L, [m, m], with `L L' = G_K'G_K / n + damping I`; ones on the diagonal for d.
+      solution: z, [d].
+    """
+
+    where: jax.Array
+    lower: jax.Array
+    solution: jax.Array
+
+
 def solve(
     quadratic: Quadratic,
     mask: jax.Array,
@@ -80,19 +95,33 @@ def solve(
             )
         return _by_dual(quadratic, mask, gram)
     if chosen == "primal":
-        return _by_primal(quadratic, mask, size=-(-max(kept, 1) // _PAD) * _PAD)
+        return _by_primal(quadratic, mask, size=padded(kept))
     return _matrix_free(quadratic, mask)
 
 
 def way_for(quadratic: Quadratic, kept: int) -> Way:
     """The cheapest way to keep so many entries, by a count of products."""
     n, d = quadratic.examples, quadratic.weights.size
-    if kept <= min(n, MOST_PRIMAL):
+    if few(quadratic, kept):
         return "primal"
     by_dual = n * n * min(kept, d - kept) + n**3
     if float(quadratic.damping) > 0 and by_dual <= 2 * READ * n * d * USUAL_STEPS:
         return "dual"
     return "matrix_free"
+
+
+def few(quadratic: Quadratic, kept: int) -> bool:
+    """True if so many kept entries are solved as a matrix of their own.
+
+    Fewer than the examples: the space of these then has directions that no kept entry has a part
+    in, where all that the dual way has is the damping, and float32 loses it.
+    """
+    return kept <= min(quadratic.examples, MOST_PRIMAL)
+
+
+def padded(kept: int) -> int:
+    """The size of the primal system of so many kept entries."""
+    return -(-max(kept, 1) // _PAD) * _PAD
 
 
 @high
@@ -124,7 +153,8 @@ def _by_dual(quadratic: Quadratic, mask: jax.Array, gram: jax.Array | None) -> S
     return _solved(quadratic, mask, dual(quadratic, mask, gram).proximal)
 
 
-def _primal(quadratic: Quadratic, mask: jax.Array, *, size: int) -> Solved:
+def primal(quadratic: Quadratic, mask: jax.Array, size: int) -> Primal:
+    """The minimum in the space of the kept entries, of which there are at most `size`."""
     d, n = quadratic.weights.size, quadratic.examples
     where = jnp.flatnonzero(mask, size=size, fill_value=d)
     at = lambda vector: jnp.append(vector, jnp.zeros((), vector.dtype))[where]
@@ -133,12 +163,15 @@ def _primal(quadratic: Quadratic, mask: jax.Array, *, size: int) -> Solved:
     right -= at(quadratic.slopes)
     diagonal = jnp.where(where < d, quadratic.damping, 1)
     system = columns.T @ columns / n + jnp.diag(diagonal)
-    moved = cho_solve(cho_factor(system, lower=True), right)
+    lower, _ = cho_factor(system, lower=True)
+    moved = cho_solve((lower, True), right)
     found = jnp.where(mask, quadratic.weights, 0).at[where].add(moved, mode="drop")
-    return _solved(quadratic, mask, found)
+    return Primal(where, lower, jnp.where(mask, found, 0))
 
 
-_by_primal = high(_primal, static_argnames="size")
+@partial(high, static_argnames="size")
+def _by_primal(quadratic: Quadratic, mask: jax.Array, *, size: int) -> Solved:
+    return _solved(quadratic, mask, primal(quadratic, mask, size).solution)
 
 
 @high

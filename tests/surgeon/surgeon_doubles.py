@@ -90,6 +90,16 @@ def as_list():
     return Case([first, second], lambda p, x: jnp.tanh(x @ p[0]) @ p[1], net.loss, net.batch)
 
 
+@cache
+def line(n=40, d=60):
+    """A linear model in float32 whose inputs share a direction and whose residuals are large."""
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(n, d)) + 1, rng.normal(size=(d, 1))
+    x, w, noise = (jnp.asarray(a, jnp.float32) for a in (x, w, 3 * rng.normal(size=n)))
+    apply = lambda w, x: x @ w[:, 0]
+    return Case(w, apply, squared_error, (x, apply(w, x) + noise))
+
+
 class _Net(nnx.Module):
     def __init__(self):
         rngs = nnx.Rngs(0)

@@ -92,6 +92,17 @@ def test_one_at_a_time_is_the_paper_with_the_inverse_taken_anew(n, x64):
     assert_near(found.site.flat(pruned.params), z, F64, 10**5)
 
 
+def test_one_at_a_time_in_float32_below_as_many_weights_as_examples():
+    case = doubles.line()
+    found = doubles.setting(case, damping=1e-4, select=lowest(floor=0))
+    gradients = found.gradients.astype(np.float64)
+    hessian = gradients.T @ gradients / len(gradients) + 1e-4 * np.eye(60)
+    gone, _ = doubles.hessian_one_by_one(hessian, found.weights.astype(np.float64), 36)
+    mask, _ = one_at_a_time(found.quadratic, found.site, 0.6)
+    of = lambda mask: doubles.joint_rise(hessian, found.weights, mask)
+    assert of(np.asarray(mask)) < 1.1 * of(~np.isin(np.arange(60), gone))
+
+
 @pytest.mark.slow
 def test_an_inverse_that_is_refreshed_goes_on_in_the_same_order(monkeypatch, x64):
     found = doubles.setting(doubles.dense(), select=lowest(floor=0))

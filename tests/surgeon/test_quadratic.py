@@ -130,6 +130,20 @@ def test_worth_is_what_the_objective_changes_by(case, x64):
         np.testing.assert_allclose(state.worth[i], abs(after - now), rtol=1e-8, atol=1e-12)
 
 
+def test_worth_in_float32_where_fewer_entries_than_examples_are_kept():
+    found = doubles.setting(doubles.line(), damping=1e-4)
+    gradients = found.gradients.astype(np.float64)
+    hessian = gradients.T @ gradients / len(gradients) + 1e-4 * np.eye(60)
+    mask = np.arange(60) < 20
+    z, rise = doubles.constrained(hessian, found.weights, np.zeros(60), mask)
+    wanted = z[:20] ** 2 / (2 * np.diag(np.linalg.inv(hessian[:20, :20])))
+    state = state_at(found.quadratic, jnp.asarray(mask), None)
+    np.testing.assert_allclose(state.worth[:20], wanted, rtol=1e-2)
+    np.testing.assert_allclose(state.objective, rise, rtol=1e-4)
+    slopes = hessian @ (z - found.weights)
+    np.testing.assert_allclose(-1e-4 * state.dual.proximal[20:], slopes[20:], rtol=0.1, atol=1e-3)
+
+
 SELECTS = {
     "global": lambda: lowest(),
     "layer": lambda: lowest("layer"),
