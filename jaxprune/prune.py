@@ -8,21 +8,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxprune import trees
+from jaxprune.select import checks
+from jaxprune.select.candidates import candidates, losing, mask_in, scores_of
 from jaxprune.trees import check_sparsity
 from jaxprune.types import (
     Batch,
     FineTune,
-    Formed,
     Mask,
     Params,
     Pruned,
     Pruner,
+    Saliency,
     Schedule,
     ScoreFunction,
-    Scores,
     Selection,
 )
 
@@ -31,7 +31,7 @@ def one_shot(saliency: ScoreFunction, select: Selection) -> Pruner:
     """A Pruner that scores once and prunes once.
 
     The sparsity is of the original parameters: pruning to 0.5 and then to 0.7 gives 0.7. What a
-    given `mask` has pruned stays pruned.
+    given `mask` has pruned stays pruned; it may also be what a Pruner returned.
 
     Args:
       saliency: a `Saliency`, or a plain `(params, batch) -> scores`.
@@ -46,7 +46,8 @@ def one_shot(saliency: ScoreFunction, select: Selection) -> Pruner:
     Raises:
       ValueError: when called, a sparsity outside [0, 1) or below the one already reached, trees
         that differ, NaN or infinite scores; the leaf is named.
-      TypeError: an integer leaf that is to be pruned, a mask that is not bool.
+      TypeError: a saliency or a selection that is none; when called, an integer leaf that is to be
+        pruned, a mask that is not bool.
 
     Example:
       >>> from jaxprune import saliency, select
@@ -59,9 +60,12 @@ def one_shot(saliency: ScoreFunction, select: Selection) -> Pruner:
       2
     """
 
+    check_parts(saliency, select)
+
     def prune(
         params: Params, batch: Batch = None, *, sparsity: Any = None, mask: Mask | None = None
     ) -> Pruned:
+        mask = mask_in(mask)
         if sparsity is not None:
             check_sparsity(sparsity)
         if select.coupling is not None:
@@ -83,6 +87,40 @@ def one_shot(saliency: ScoreFunction, select: Selection) -> Pruner:
     return prune
 
 
+def check_parts(saliency: Any, select: Any) -> None:
+    """Raise unless these are what they should be: makers of them are easily passed uncalled.
+
+    Raises:
+      TypeError: says which, what was got and what to write.
+    """
+    uncalled = str(getattr(saliency, "__module__", "")).startswith("jaxprune.saliency.")
+    name = getattr(saliency, "__qualname__", "")
+    if uncalled and not isinstance(saliency, Saliency) and "<locals>" not in name:
+        raise TypeError(
+            f"`saliency` is the function {name} that makes one: call it, such as "
+            "`jp.saliency.magnitude()` or `jp.saliency.taylor(apply, loss)`."
+        )
+    if not callable(saliency):
+        raise TypeError(
+            "`saliency` is a Saliency, such as `jp.saliency.magnitude()`, or a function "
+            f"`(params, batch) -> scores`; got {saliency!r}."
+        )
+    if not isinstance(select, Selection):
+        raise TypeError(
+            "`select` is a Selection, such as `jp.select.lowest()`, with the brackets; got "
+            f"{select!r}."
+        )
+
+
+def check_schedule(schedule: Any) -> None:
+    """Raise TypeError unless it can be called."""
+    if not callable(schedule):
+        raise TypeError(
+            "`schedule` is a function `step -> sparsity`, such as `jp.schedule.constant(0.9)`; got "
+            f"{schedule!r}."
+        )
+
+
 def _prune_units(
     saliency: ScoreFunction,
     select: Selection,
@@ -91,7 +129,10 @@ def _prune_units(
     sparsity: Any,
     mask: Mask | None,
 ) -> Pruned:
-    """The same for whole units: scores are `{group: [units]}`, or elementwise and reduced."""
+    """The same for whole units: scores are `{group: [units]}`, or elementwise and reduced.
+
+    `kept`, `prunable` and `sparsity` of the info are of the groups that can lose units.
+    """
     coupling = select.coupling
     coupling.check(params)
     if mask is not None:
@@ -106,114 +147,18 @@ def _prune_units(
     units: dict[str, Any] = {name: flags.sum() for name, flags in coupling.kept(new).items()}
     if not trees.is_traced(units):
         units = {name: int(n) for name, n in units.items()}
-    kept_units: Any = sum(units.values())
+    kept_units: Any = sum(units[name] for name in losing(select))
+    prunable = sum(coupling.group(name).units for name in losing(select))
     info = {
         "kept": kept_units,
-        "prunable": coupling.units,
-        "sparsity": 1 - kept_units / coupling.units,
+        "prunable": prunable,
+        "sparsity": 1 - kept_units / prunable,
         "units": units,
         "parameters": trees.keep(new),
     }
     if bad is not None:
         info["bad_scores"] = bad
     return Pruned(trees.apply_mask(params, new), new, info)
-
-
-def scores_of(saliency: ScoreFunction, select: Selection, params: Params, batch: Batch) -> Scores:
-    """A saliency's scores; inside jit formed as they are read, where both sides can do that."""
-    formed = getattr(saliency, "formed", None)
-    if formed is None or not select.takes_formed or not trees.is_traced(params):
-        return saliency(params, batch)
-    return formed(params, batch)
-
-
-def candidates(
-    select: Selection, params: Params, scores: Scores, mask: Mask | None
-) -> tuple[Scores, jax.Array | None]:
-    """The scores that a selection chooses from, `-inf` for what the mask has pruned.
-
-    Returns:
-      The scores (by unit, for a selection of units), and inside jit how many are bad.
-
-    Raises:
-      ValueError: trees that differ, NaN or infinite scores; the leaf or the group is named.
-    """
-    if select.coupling is None:
-        trees.check_like(params, scores, "scores")
-        flags = trees.prunable_flags(params, select.prunable)
-        bad = bad_scores(scores, flags)
-        return (scores if mask is None else hide_pruned(scores, mask, flags)), bad
-    assert select.read is not None
-    units = select.read(scores)
-    bad = bad_scores(units, [True] * len(units))
-    if mask is not None:
-        kept = select.coupling.kept(mask)
-        units = {name: jnp.where(kept[name], s, -jnp.inf) for name, s in units.items()}
-    return units, bad
-
-
-def check_prunable(select: Selection, params: Params) -> None:
-    """Raise unless a selection has something to choose from in a tree.
-
-    Raises:
-      ValueError: nothing is prunable, or the tree is not the one that was coupled.
-      TypeError: a leaf to prune that is not floating-point.
-    """
-    if select.coupling is None:
-        trees.prunable_flags(params, select.prunable)
-    else:
-        select.coupling.check(params)
-
-
-def bad_scores(scores: Scores, flags: list[bool]) -> jax.Array | None:
-    """The number of NaN or infinite scores inside jit; outside, raise if there is one.
-
-    Raises:
-      ValueError: names the leaf and counts its bad entries.
-    """
-    leaves = trees.select_leaves(scores, flags)
-    names = [name for flag, name in zip(flags, trees.paths(scores), strict=True) if flag]
-    found = [_not_finite(leaf) for leaf in leaves]
-    if trees.is_traced(found):
-        return sum((bad.astype(jnp.int32) for bad in found), jnp.int32(0))
-    for name, leaf, bad in zip(names, leaves, found, strict=True):
-        if bad:
-            kind = "NaN or infinite" if jnp.isnan(leaf).any() else "infinite"
-            raise ValueError(
-                f"The score of {trees.label(name)} is {kind} at {int(bad)} of {np.size(leaf)} "
-                "entries. Check the loss and the parameters for NaN; if this saliency cannot "
-                "score that leaf, exclude it in `prunable`."
-            )
-    return None
-
-
-def _not_finite(leaf: Any) -> Any:
-    if trees.on_host(leaf):
-        return np.count_nonzero(~np.isfinite(np.asarray(leaf)))
-    return _count_not_finite(leaf.read() if isinstance(leaf, Formed) else leaf)
-
-
-@jax.jit
-def _count_not_finite(leaf: jax.Array) -> jax.Array:
-    return trees.total(~jnp.isfinite(leaf))
-
-
-def hide_pruned(scores: Scores, mask: Mask, flags: list[bool]) -> Scores:
-    """Scores with `-inf` where the mask is False, so that a selection never keeps it."""
-    hidden = [
-        _hidden(m, s)
-        for m, s in zip(
-            trees.select_leaves(mask, flags), trees.select_leaves(scores, flags), strict=True
-        )
-    ]
-    return trees.replace_leaves(scores, flags, hidden)
-
-
-def _hidden(kept: Any, scores: Any) -> Any:
-    if not isinstance(scores, Formed):
-        return jnp.where(kept, scores, -jnp.inf)
-    form = lambda *parts: jnp.where(parts[-1], scores.form(*parts[:-1]), -jnp.inf)
-    return Formed((*scores.arrays, kept), form, scores.dtype)
 
 
 def iterative(
@@ -239,7 +184,8 @@ def iterative(
       A `Pruner`; its `info["rounds"]` lists the info of every round.
 
     Raises:
-      ValueError: rounds < 1, or a schedule that falls or ends at 0.
+      ValueError: rounds < 1, or a schedule that falls or ends at 0; when called, a `fine_tune`
+        that returns another tree. TypeError: a schedule that is no function.
 
     Example:
       >>> from jaxprune import saliency, schedule, select
@@ -249,8 +195,8 @@ def iterative(
       >>> [r["kept"] for r in pruned.info["rounds"]]
       [8, 4, 4]
     """
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise ValueError(f"`rounds` is a number of rounds, an integer >= 1; got {rounds!r}.")
+    rounds = checks.whole(rounds, 1, "`rounds` is a number of rounds,")
+    check_schedule(schedule)
     path = [float(schedule(r)) for r in range(1, rounds + 1)]
     rises = all(a <= b for a, b in pairwise(path))  # and no step is NaN
     if not (path[-1] > 0 and rises):
@@ -309,11 +255,12 @@ def rewind(pruned: Pruned | Mask, early: Params) -> Params:
       >>> rewind(winner, early)["kernel"]
       Array([[0., 0., 3., 0.]], dtype=float32)
     """
-    return trees.apply_mask(early, pruned.mask if isinstance(pruned, Pruned) else pruned)
+    return trees.apply_mask(early, mask_in(pruned))
 
 
 def _zeroed_again(params: Params, mask: Mask) -> Params:
     """The tuned parameters, masked; revived entries are reported, never silently dropped."""
+    trees.check_like(mask, params, "result of `fine_tune`")
     masked = trees.apply_mask(params, mask)
     if not trees.is_traced(params):
         for (name, tuned), kept in zip(

@@ -114,11 +114,13 @@ def cosine_decay(initial: float, steps: int) -> Schedule:
       >>> round(cosine_decay(0.3, 100)(50), 6)
       0.15
     """
+    _number(initial, "fraction")
     if isinstance(initial, bool) or not 0 <= initial < 1:
         raise ValueError(
             f"`fraction` is the share of the kept weights that is dropped, in [0, 1); got "
             f"{initial!r}. The papers take 0.3."
         )
+    _number(steps, "number of steps")
     if not steps > 0:
         raise ValueError(f"The fraction decays over a positive number of steps, got {steps}.")
 
@@ -172,11 +174,23 @@ def in_turn(names: Sequence[str], final: float) -> dict[str, Callable[[Any], Any
     return {name: own(turn) for turn, name in enumerate(names)}
 
 
+def _number(value: Any, what: str) -> None:
+    """Raise TypeError unless it is a number, and not one written in a string."""
+    try:
+        number = not isinstance(value, str | bytes) and float(value) is not None
+    except (TypeError, ValueError):
+        number = False
+    if not number:
+        raise TypeError(f"The {what} is a number, got {value!r}.")
+
+
 def _rise(
     final: float, steps: int, begin: int, initial: float, shape: Callable[[Any], Any]
 ) -> Schedule:
     check_sparsity(final, "final sparsity")
     check_sparsity(initial, "initial sparsity")
+    _number(steps, "number of steps")
+    _number(begin, "step that a schedule begins at")
     if not steps > 0:
         raise ValueError(f"A schedule rises over a positive number of steps, got steps={steps}.")
     if initial > final:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.types import Mask, Params, Predicate, PyTree
+from jaxprune.types import Mask, Params, Predicate, Pruned, PyTree
 
 _NOT_PRUNABLE = ("bias", "scale", "embedding", "mean", "var")
 
@@ -117,17 +117,18 @@ def check_like(params: Params, other: PyTree, what: str, *, boolean: bool = Fals
 
     Raises:
       ValueError: names the first leaf that is missing, extra, or of another shape.
-      TypeError: names the first leaf that should be bool and is not.
+      TypeError: names the first leaf that should be bool and is not; a `Pruned`, not its mask.
     """
+    if isinstance(other, Pruned) and not isinstance(params, Pruned):
+        raise TypeError(f"The {what} is all that a Pruner returned: pass its `.mask` alone.")
     ours, theirs = named_leaves(params), named_leaves(other)
     same: Any = jax.tree.structure(params)
     if same != jax.tree.structure(other):
         names, others = {n for n, _ in ours}, {n for n, _ in theirs}
         missing, extra = sorted(names - others), sorted(others - names)
+        detail = f"{same} against {jax.tree.structure(other)}"
         if missing or extra:
             detail = f"missing from the {what}: {missing or 'none'}; only there: {extra or 'none'}"
-        else:
-            detail = f"{jax.tree.structure(params)} against {jax.tree.structure(other)}"
         raise ValueError(
             f"The {what} does not have the tree structure of the parameters: {detail}. "
             "Make it from the same parameter tree."
@@ -175,14 +176,13 @@ def full_mask(params: Params) -> Mask:
 
 
 def apply_mask(params: Params, mask: Mask) -> Params:
-    """Zero what the mask drops: `where(mask, w, 0)`; dtypes, integers and PRNG keys are kept.
+    """A tree like `params`, 0 where the mask drops: `where(mask, w, 0)`.
+
+    Integers become 0 as well (`freeze_pruned` trains none); flags and PRNG keys stay.
 
     Args:
       params: any pytree of arrays (parameters, or an average of them).
       mask: the same structure and shapes, bool, True = kept.
-
-    Returns:
-      A tree like `params`.
 
     Raises:
       ValueError: structures or shapes differ. TypeError: the mask is not bool.

@@ -133,6 +133,8 @@ class Selection:
         entries do not compete one by one.
       fixed: the only sparsity it can reach, of a pattern such as N:M; otherwise None.
       takes_formed: `choose` also takes scores that are formed as they are read, see `Formed`.
+      groups: for a selection of units, the groups that can lose some; empty for all.
+      by_budget: a cost says how much goes, and `choose` takes no sparsity.
     """
 
     prunable: Predicate
@@ -142,6 +144,8 @@ class Selection:
     parts: Callable[[Params], PyTree] | None = None
     fixed: float | None = None
     takes_formed: bool = False
+    groups: tuple[str, ...] = ()
+    by_budget: bool = False
 
     def __call__(self, params: Params, scores: Scores, *, sparsity: Any = None) -> Mask:
         """The mask; `sparsity` may be traced, and None where the pattern itself fixes it."""

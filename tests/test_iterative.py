@@ -140,3 +140,22 @@ def test_a_path_that_falls_or_stays_at_zero_is_refused_when_it_is_made():
         jp.iterative(BY_MAGNITUDE, jp.schedule.linear(0.9, 10, begin=5), 3)
     with pytest.raises(ValueError, match="must rise"):
         jp.iterative(BY_MAGNITUDE, lambda r: float("nan"), 3)
+
+
+def test_a_fine_tune_that_returns_nothing_is_named():
+    prune = jp.iterative(BY_MAGNITUDE, jp.schedule.linear(0.5, 2), np.int64(2), lambda p, m: None)
+    with pytest.raises(ValueError, match=r"result of `fine_tune` does not have the tree structure"):
+        prune(params(), sparsity=0.5)
+    with pytest.raises(TypeError, match=r"`schedule` is a function.* got 0\.5"):
+        jp.iterative(BY_MAGNITUDE, 0.5, 2)
+
+
+def test_units_whose_widths_are_rounded_go_in_rounds():
+    """A round may take more than its share, and the next then asks for less than is gone."""
+    w = [jnp.arange(1.0, 21)[None], jnp.ones((20, 1))]
+    coupling = jp.couple(lambda w, x: jax.nn.relu(x @ w[0]) @ w[1], w, jnp.ones((1, 1)))
+    by = jp.saliency.unit_magnitude(coupling)
+    prune = jp.one_shot(by, jp.select.lowest_units(coupling, round_to=8))
+    shares = {1: 0.5, 2: 0.55, 3: 0.6}
+    info = jp.iterative(prune, shares.get, 3)(w, sparsity=0.6).info
+    assert [done["units"] for done in info["rounds"]] == [{"0": 8}] * 3

@@ -172,3 +172,27 @@ def test_seeds_prune_alike_under_vmap():
     for i in range(3):
         alone = prune(jax.tree.map(lambda x, i=i: x[i], params), problem.batch, sparsity=0.5)
         assert_trees_equal(jax.tree.map(lambda x, i=i: x[i], together.mask), alone.mask)
+
+
+def test_what_is_no_saliency_or_no_selection_is_said_when_the_pruner_is_made():
+    by, select = jp.saliency.magnitude(), jp.select.lowest()
+    for makes in (jp.saliency.magnitude, jp.saliency.taylor, jp.saliency.unit_magnitude):
+        with pytest.raises(TypeError, match=f"`saliency` is the function {makes.__name__} .*call"):
+            jp.one_shot(makes, select)
+    with pytest.raises(TypeError, match=r"`saliency` is a Saliency.* got 3"):
+        jp.one_shot(3, select)
+    for wrong in (jp.select.lowest, "lowest", None):
+        with pytest.raises(TypeError, match=r"`select` is a Selection.*with the brackets; got"):
+            jp.one_shot(by, wrong)
+    assert jp.one_shot(jax.jit(lambda params, batch: params), select)  # any function of one's own
+
+
+def test_what_a_pruner_returned_is_a_mask_too():
+    params = random_weights()
+    half = BY_MAGNITUDE(params, sparsity=0.5)
+    assert_trees_equal(
+        BY_MAGNITUDE(params, sparsity=0.7, mask=half),
+        BY_MAGNITUDE(params, sparsity=0.7, mask=half.mask),
+    )
+    with pytest.raises(TypeError, match=r"mask is all that a Pruner returned: pass its `.mask`"):
+        jp.apply_mask(params, half)

@@ -148,3 +148,16 @@ def test_bad_schedules_are_refused_when_they_are_made(make):
         make("0.9", 10)
     with pytest.raises(ValueError, match=r"got 1\.5"):
         schedule.constant(1.5)
+
+
+def test_numbers_in_strings_are_refused_when_a_schedule_is_made():
+    for make in RISING:
+        with pytest.raises(TypeError, match="number of steps is a number, got '100'"):
+            make(0.5, "100")
+        with pytest.raises(TypeError, match="begins at is a number, got None"):
+            make(0.5, 100, begin=None)
+    with pytest.raises(TypeError, match=r"fraction is a number, got '0\.5'"):
+        schedule.cosine_decay("0.5", 100)
+    with pytest.raises(TypeError, match=r"number of steps is a number, got \[1\]"):
+        schedule.cosine_decay(0.5, [1])
+    assert schedule.linear(0.5, np.int32(2), begin=np.float32(1))(2) == 0.25

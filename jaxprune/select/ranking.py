@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import trees
-from jaxprune.select import counts, on_host, threshold
+from jaxprune.select import checks, counts, on_host, threshold
 from jaxprune.select.competing import along, number_parts
 from jaxprune.types import Formed, Mask, Params, Predicate, Scores, Selection
 
@@ -52,6 +52,7 @@ def lowest(
     Raises:
       ValueError: an unknown scope or leaf name, a negative floor; when called, a sparsity that
         the floor does not allow or that is below the one already reached, or NaN scores.
+      TypeError: an `output_axis` that is none.
 
     Example:
       >>> params = {"kernel": jnp.array([[1.0, -4.0], [2.0, 3.0]])}
@@ -60,22 +61,19 @@ def lowest(
              [False,  True]], dtype=bool)
     """
     check_scope(scope)
-    check_floor(floor)
+    floor, axis = checks.check_floor(floor), checks.axis_given(output_axis, "output_axis")
 
     def choose(params: Params, scores: Scores, sparsity: Any) -> Mask:
-        return choose_leaves(
-            params,
-            scores,
-            prunable,
-            lambda names, leaves: rank_leaves(names, leaves, sparsity, scope, floor, output_axis),
-        )
+        checks.axes_named(axis, params, "output_axis")
+        rank = lambda names, leaves: rank_leaves(names, leaves, sparsity, scope, floor, axis)
+        return choose_leaves(params, scores, prunable, rank)
 
     def parts(params: Params) -> Any:
         if scope != "output":
             whole = lambda name, leaf: np.zeros(np.shape(leaf), np.int32)
             return number_parts(params, prunable, whole, together=scope == "global")
-        at = lambda name: output_axis if isinstance(output_axis, int) else output_axis.get(name, -1)
-        return number_parts(params, prunable, lambda name, leaf: along(leaf, at(name)))
+        at = lambda name, leaf: along(leaf, checks.axis_of(axis, name, -1))
+        return number_parts(params, prunable, at)
 
     return Selection(prunable, choose, parts=parts, takes_formed=True)
 
@@ -101,33 +99,9 @@ def choose_leaves(
         leaf if isinstance(leaf, Formed) else jnp.asarray(leaf).astype(trees.score_dtype(leaf))
         for leaf in given
     ]
-    _check_numbers(names, leaves)
+    checks.numbers(names, leaves)
     masks = decide(names, leaves)
     return trees.replace_leaves(params, flags, masks, trees.kept_whole)
-
-
-def _check_numbers(names: list[str], scores: list[jax.Array]) -> None:
-    """Outside jit, NaN has no place in an order, and is an error."""
-    if any(isinstance(leaf, Formed) for leaf in scores):
-        return  # they are formed inside jit alone
-    for name, leaf in zip(names, scores, strict=True):
-        nan = np.isnan(np.asarray(leaf)).sum() if trees.on_host(leaf) else _nan_count(leaf)
-        if not trees.is_traced(nan) and nan:
-            raise ValueError(
-                f"The score of {trees.label(name)} is NaN at {int(nan)} of {leaf.size} entries. "
-                "Check the loss and the parameters for NaN, or exclude that leaf in `prunable`."
-            )
-
-
-@jax.jit
-def _nan_count(leaf: jax.Array) -> jax.Array:
-    return trees.total(jnp.isnan(leaf))
-
-
-def check_floor(floor: Any) -> None:
-    """Raise unless a floor is a whole number of entries (or blocks)."""
-    if isinstance(floor, bool) or not isinstance(floor, int) or floor < 0:
-        raise ValueError(f"`floor` counts entries a leaf keeps: an integer >= 0, got {floor!r}.")
 
 
 def check_scope(scope: Any) -> None:
@@ -148,9 +122,11 @@ def rank_leaves(
     sparsity: Any,
     scope: Scope | Mapping[str, LeafSparsity],
     floor: int,
-    output_axis: int | Mapping[str, int],
+    output_axis: int | Mapping[str, int] = -1,
+    words: checks.Words = checks.ENTRIES,
+    slack: int = 0,
 ) -> list[jax.Array]:
-    """The masks of the prunable leaves, given their scores."""
+    """The masks of the prunable leaves, given their scores; `slack` as in `checks.reached`."""
     formed = any(isinstance(leaf, Formed) for leaf in scores)
     sizes = [leaf.size for leaf in scores]
     limits = [n - min(floor, n) for n in sizes]  # at most so many of a leaf may go
@@ -163,22 +139,22 @@ def rank_leaves(
         most: list[Any] = [larger(limit, g) for limit, g in zip(limits, gone, strict=True)]
         if not trees.is_traced(goes):
             limit = sum(limits) if trees.is_traced(most) else sum(int(m) for m in most)
-            _check_global(goes, sum(sizes), limit, floor, len(sizes))
-            _check_reached("the tree", sum(gone), goes)
+            checks.one_ranking(goes, sum(sizes), limit, floor, len(sizes), words)
+            checks.reached(words.whole, sum(gone), goes, words, slack)
         if few:
             return on_host.one_ranking(scores, goes, most)
         run = _one_ranking if formed else _global
         return run(scores, jnp.asarray(goes, trees.count_dtype(sum(sizes))), most)
-    at = lambda name: output_axis if isinstance(output_axis, int) else output_axis.get(name, -1)
+    at = lambda name: checks.axis_of(output_axis, name, -1)
     axes = [_part_axes(leaf, scope, at(n)) for n, leaf in zip(names, scores, strict=True)]
     parts = [math.prod(leaf.shape[a] for a in ax) for leaf, ax in zip(scores, axes, strict=True)]
     wanted = leaf_sparsities(names, [leaf.shape for leaf in scores], sparsity, scope)
     goes = counts.pruned_counts(wanted, parts)
     few = on_host.takes(scores, goes)
     if not trees.is_traced(goes):
-        _check_parts(names, goes, parts, sizes, floor)
+        checks.by_parts(names, goes, parts, sizes, floor, words)
         for name, leaf, ax, k in zip(names, scores, axes, goes, strict=True):
-            _check_reached(trees.label(name), _gone(leaf, ax, few), k)
+            checks.reached(words.part(name), _gone(leaf, ax, few), k, words, slack)
     if few:
         return on_host.by_parts(scores, goes, axes)
     # A floor inside jit: no error can be raised there, so a part gives up at most what it may.
@@ -208,6 +184,7 @@ def leaf_sparsities(
         return spread
     if not isinstance(scope, Mapping):
         return [_required(sparsity)] * len(names)
+    trees.check_names([name for name in names if name in scope])
     for key in scope:
         if key not in names:
             near = difflib.get_close_matches(key, names, 1)
@@ -239,36 +216,6 @@ def _part_axes(leaf: jax.Array, scope: Any, output_axis: int) -> threshold.Axes:
             "that leaf in `prunable`, or name another axis."
         )
     return tuple(a for a in everything if a != output_axis % leaf.ndim)
-
-
-def _check_global(goes: int, n: int, limit: int, floor: int, leaves: int) -> None:
-    if goes > limit:
-        raise ValueError(
-            f"Cannot prune {goes} of {n} entries: floor={floor} protects {n - limit} entries in "
-            f"{leaves} leaves. Lower the sparsity, or pass a smaller `floor`."
-        )
-
-
-def _check_parts(
-    names: list[str], goes: list[int], parts: list[int], sizes: list[int], floor: int
-) -> None:
-    for name, k, part, size in zip(names, goes, parts, sizes, strict=True):
-        left = (part - k) * (size // part if part else 0)
-        if left < min(floor, size):
-            raise ValueError(
-                f"{trees.label(name)} would keep {left} of its {size} entries, fewer than "
-                f"floor={floor}. Lower the sparsity, pass floor=0, or exclude it in `prunable`."
-            )
-
-
-def _check_reached(where: str, gone: Any, goes: int) -> None:
-    """Outside jit, a sparsity below the one already reached is an error."""
-    if not trees.is_traced(gone) and gone > goes:
-        raise ValueError(
-            f"{int(gone)} entries of {where} are pruned already, more than the {goes} asked for: "
-            "the sparsity is a fraction of the ORIGINAL parameters. Ask for more, or start "
-            "without a mask."
-        )
 
 
 def _gone(leaf: Any, axes: threshold.Axes, few: bool) -> Any:

@@ -11,9 +11,11 @@ import numpy as np
 
 from jaxprune import trees
 from jaxprune.coupling.groups import Coupling, Kept
-from jaxprune.select import counts, ranking
+from jaxprune.select import checks, counts, ranking
 from jaxprune.types import Mask, Params, Predicate, Scores, Selection
 
+Flags = dict[str, Any]
+"""`{group: bool[units]}`, with every group."""
 COSTS = ("parameters", "bytes", "flops", "activations")
 
 
@@ -22,7 +24,8 @@ class Budget(NamedTuple):
 
     Attributes:
       what: "parameters", "bytes", "flops", "activations" (see `Coupling`), or a function
-        `kept -> number`, such as measured milliseconds.
+        `kept -> number`, such as measured milliseconds. `kept` has every group, protected ones
+        too, also where nothing is removed.
       fraction: at most this share of the dense network's cost.
       at_most: at most this much.
     """
@@ -55,9 +58,9 @@ def lowest_units(
       scope: "global", one ranking over all units; "group", every group loses the same share (down
         to its floor); or a mapping from group names to their own sparsities, others as called.
       budget: instead of a sparsity, the fewest units go that bring the cost down to the budget.
-      floor: units that every group keeps, its best ones.
-      round_to: kept units of a group are a multiple of this, the nearest one (a group of fewer
-        units keeps them all): widths that hardware likes.
+      floor: units that every group keeps, its best ones; at least one under a budget.
+      round_to: kept units of a group are a multiple of this, the nearest one that is not below the
+        floor (a group without such a multiple keeps all its units): widths that hardware likes.
       protected: names of groups that lose nothing.
       prunable: which leaves count when elementwise scores are reduced.
 
@@ -67,7 +70,9 @@ def lowest_units(
 
     Raises:
       ValueError: an unknown scope, group or cost; a bound that cannot be met (the least possible
-        cost is told); when called, both a budget and a sparsity.
+        cost is told); when called, both a budget and a sparsity, NaN scores, or a sparsity below
+        the one already reached.
+      TypeError: a budget that is no `Budget`.
 
     Example:
       >>> from jaxprune.coupling import couple
@@ -87,11 +92,11 @@ def lowest_units(
         coupling.group(name)
     if not isinstance(scope, Mapping) and scope not in ("global", "group"):
         raise ValueError(f"The scope of units is 'global', 'group' or a mapping, got {scope!r}.")
-    ranking.check_floor(floor)
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise ValueError(f"`round_to` is a number of units, an integer >= 1; got {round_to!r}.")
+    floor = checks.check_floor(floor)
+    round_to = checks.whole(round_to, 1, "`round_to` is a number of units,")
     if budget is not None:
         _check_budget(budget)
+        floor = max(floor, 1)  # an empty layer has no cost
     names = [name for name in coupling.groups if name not in set(protected)]
     if not names:
         raise ValueError("All groups are protected: nothing can be pruned.")
@@ -107,22 +112,28 @@ def lowest_units(
                 )
         return {name: jnp.asarray(score) for name, score in scores.items()}
 
-    def at(scores: dict[str, jax.Array], sparsity: Any) -> dict[str, Any]:
+    rounding = round_to - 1  # so many more units of a group may go than a sparsity asks for
+
+    def at(scores: dict[str, jax.Array], sparsity: Any, slack: int = rounding) -> Flags:
         leaves = [scores[name].astype(trees.score_dtype(scores[name])) for name in names]
         if scope == "global":
-            masks = ranking.rank_leaves(names, leaves, sparsity, "global", floor, -1)
+            masks = ranking.rank_leaves(
+                names, leaves, sparsity, "global", floor, -1, checks.UNITS, slack * len(names)
+            )
         else:
             shares = scope if isinstance(scope, Mapping) else {}
             masks = [
-                _best(s, _share(shares.get(name, sparsity), sparsity), floor)
+                _best(name, s, _share(shares.get(name, sparsity), sparsity), floor, slack)
                 for name, s in zip(names, leaves, strict=True)
             ]
         if round_to > 1:
-            masks = [_rounded(s, m, round_to) for s, m in zip(leaves, masks, strict=True)]
-        return dict(zip(names, masks, strict=True))
+            masks = [_rounded(s, m, round_to, floor) for s, m in zip(leaves, masks, strict=True)]
+        left = {name: _left(s) for name, s in scores.items() if name not in names}
+        return left | dict(zip(names, masks, strict=True))
 
     def choose(params: Params, scores: Scores, sparsity: Any) -> Mask:
         units = read(scores)
+        checks.numbers(names, [units[name] for name in names], checks.UNITS)
         if budget is None:
             if sparsity is None:
                 raise ValueError("Give `sparsity=`, the fraction of units, or a `budget`.")
@@ -132,11 +143,16 @@ def lowest_units(
         if trees.is_traced(units):
             raise ValueError("A budget is met by search, which cannot be done inside jit.")
         total = sum(coupling.group(name).units for name in names)
-        most = sum(max(coupling.group(name).units - floor, 0) for name in names)
-        kept = _within(coupling, budget, lambda gone: at(units, gone / total), most)
+        most = total - 1  # shares of each group, which its floor ends
+        if scope == "global":
+            gone = [int(np.sum(~_left(units[name]))) for name in names]
+            free = [max(coupling.group(name).units - floor, 0) for name in names]
+            most = min(sum(map(max, free, gone)), total - 1)
+        kept = _within(coupling, budget, lambda goes: at(units, goes / total, total), most)
         return _laid(coupling.mask(kept, params), params)
 
-    return Selection(prunable, choose, coupling, read)
+    by_budget = budget is not None
+    return Selection(prunable, choose, coupling, read, groups=tuple(names), by_budget=by_budget)
 
 
 def _laid(mask: Mask, params: Params) -> Mask:
@@ -151,7 +167,15 @@ def is_unit_scores(coupling: Coupling, scores: Any) -> bool:
     return isinstance(scores, Mapping) and set(scores) == set(coupling.groups)
 
 
-def _check_budget(budget: Budget) -> None:
+def _check_budget(budget: Any) -> None:
+    if not isinstance(budget, Budget):
+        raise TypeError(
+            "A budget is a `jp.select.Budget`, such as Budget('flops', fraction=0.5); got "
+            f"{budget!r}."
+        )
+    bound = budget.at_most if budget.fraction is None else budget.fraction
+    if isinstance(bound, str | bytes | bool) or (bound is not None and np.ndim(bound)):
+        raise TypeError(f"The bound of a budget is a number, got {bound!r}.")
     if not callable(budget.what) and budget.what not in COSTS:
         raise ValueError(
             f"A budget is in one of {', '.join(COSTS)}, or given by a function; got "
@@ -168,14 +192,22 @@ def _share(own: Any, sparsity: Any) -> Any:
     return own(sparsity) if callable(own) else own
 
 
-def _best(scores: jax.Array, sparsity: Any, floor: int) -> jax.Array:
+def _left(scores: Any) -> Any:
+    """Which units are not pruned already; NaN is no `-inf`."""
+    if trees.is_traced(scores):
+        return scores != -jnp.inf
+    return np.asarray(scores) != -np.inf
+
+
+def _best(name: str, scores: jax.Array, sparsity: Any, floor: int, slack: int) -> jax.Array:
     """The best units of one group, `round(sparsity * n)` fewer than n, but at least the floor."""
     n = len(scores)
-    goes = counts.pruned_count(sparsity, n)
-    most = max(n - floor, 0)
-    return _first(
-        scores, n - (min(goes, most) if isinstance(goes, int) else jnp.minimum(goes, most))
-    )
+    goes, most = counts.pruned_count(sparsity, n), max(n - floor, 0)
+    if trees.is_traced((scores, goes)):
+        return _first(scores, n - jnp.minimum(goes, most))
+    gone = int(np.sum(~_left(scores)))
+    checks.reached(checks.UNITS.part(name), gone, goes, checks.UNITS, slack)
+    return _first(scores, n - min(goes, most))
 
 
 def _first(scores: jax.Array, wanted: Any) -> jax.Array:
@@ -190,26 +222,27 @@ def _first(scores: jax.Array, wanted: Any) -> jax.Array:
     return (rank >= len(scores) - wanted) & (scores > -jnp.inf)
 
 
-def _rounded(scores: jax.Array, mask: jax.Array, multiple: int) -> jax.Array:
+def _rounded(scores: jax.Array, mask: jax.Array, multiple: int, floor: int) -> jax.Array:
     """The mask with its count moved to the nearest multiple, still the best units."""
-    n = len(scores)
-    if n <= multiple:
-        return jnp.isfinite(scores) | mask
-    count = jnp.sum(mask)
-    nearest = jnp.round(count / multiple).astype(jnp.int32) * multiple
-    return _first(scores, jnp.clip(nearest, multiple, n // multiple * multiple))
+    least = -(-max(floor, 1) // multiple) * multiple
+    if len(scores) < least:
+        return _left(scores)
+    nearest = jnp.round(jnp.sum(mask) / multiple).astype(jnp.int32) * multiple
+    whole = jnp.sum(_left(scores)) // multiple * multiple
+    return _first(scores, jnp.clip(nearest, least, jnp.maximum(whole, least)))
 
 
 def _within(
     coupling: Coupling,
     budget: Budget,
-    keep: Callable[[int], dict[str, Any]],
+    keep: Callable[[int], Flags],
     most: int,
 ) -> dict[str, np.ndarray]:
     """The fewest units removed that cost no more than the budget, by bisection."""
     cost = budget.what if callable(budget.what) else getattr(coupling, budget.what)
-    flags = lambda gone: {name: np.asarray(mask) for name, mask in keep(gone).items()}
-    limit = budget.at_most if budget.fraction is None else budget.fraction * cost({})
+    flags = lambda goes: {name: np.asarray(mask) for name, mask in keep(goes).items()}
+    dense = {name: np.ones(group.units, bool) for name, group in coupling.groups.items()}
+    limit = budget.at_most if budget.fraction is None else budget.fraction * cost(dense)
     assert limit is not None, "checked where the budget was given"
     low, high = 0, most
     if cost(flags(low)) <= limit:
@@ -217,8 +250,9 @@ def _within(
     if cost(flags(high)) > limit:
         raise ValueError(
             f"The budget of {limit:g} {budget.what if isinstance(budget.what, str) else ''} cannot "
-            f"be met: with every group down to its floor the network still costs "
-            f"{cost(flags(high)):g}. Lower the floor, protect fewer groups, or allow more."
+            f"be met: with every group down to its floor, or to a number of its own in `scope`, "
+            f"the network still costs {cost(flags(high)):g}. Lower the floor, protect fewer "
+            "groups, or allow more."
         )
     while high - low > 1:
         middle = (low + high) // 2

@@ -10,6 +10,7 @@ import optax
 from jaxprune import trees
 from jaxprune.prune import one_shot
 from jaxprune.saliency.weights import random
+from jaxprune.select.candidates import mask_in
 from jaxprune.select.ranking import lowest
 from jaxprune.transforms.mask_state import (
     MaskState,
@@ -19,17 +20,22 @@ from jaxprune.transforms.mask_state import (
     masked_updates,
     need_params,
 )
-from jaxprune.types import Mask, Params, PyTree, Selection
+from jaxprune.types import Mask, Params, Pruned, PyTree, Selection
 
 
-def freeze_pruned(mask: Mask) -> optax.GradientTransformationExtraArgs:
+def freeze_pruned(mask: Mask | Pruned) -> optax.GradientTransformationExtraArgs:
     """Keep pruned parameters at exactly 0: put it LAST in the chain.
 
     The update becomes `where(mask, u, -p)`, so that momentum, weight decay and rounding before it
     cannot bring a weight back. The mask lives in the optimizer state, not in the compiled step.
 
+    Exactly 0 are the parameters that the chain moves. Optimizers that keep others besides move
+    those by themselves: `schedule_free` averages, `lookahead` slow parameters. Start these from
+    masked parameters, and evaluate `jp.apply_mask(found, jp.mask_of(state))`. `mechanize` scales
+    what a chain inside it says, so put the masking after it, not inside.
+
     Args:
-      mask: bool tree like the parameters, True = kept.
+      mask: bool tree like the parameters, True = kept; or what a Pruner returned.
 
     Returns:
       A gradient transformation; `update` needs `params`. It works inside `optax.chain`,
@@ -47,6 +53,8 @@ def freeze_pruned(mask: Mask) -> optax.GradientTransformationExtraArgs:
       >>> optax.apply_updates(params, updates)
       Array([0.9, 0. ], dtype=float32)
     """
+
+    mask = mask_in(mask)
 
     def init(params: Params) -> MaskState:
         if is_empty(params):

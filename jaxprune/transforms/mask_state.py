@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import trees
-from jaxprune.types import Mask, Params, PyTree
+from jaxprune.select.candidates import mask_in
+from jaxprune.types import Mask, Params, Pruned, PyTree
 
 
 class MaskState(NamedTuple):
@@ -20,7 +21,8 @@ class MaskState(NamedTuple):
       step: number of updates seen, int32 scalar.
       mask: bool tree like the parameters, True = kept.
       reached: the sparsity of the last mask update, float32 scalar.
-      refused: mask updates refused because a score was NaN or infinite, int32 scalar.
+      refused: mask updates refused because a score was NaN or infinite, or the schedule's sparsity
+        not in [0, 1); int32 scalar.
       dense: the hidden dense weights of `straight_through`, with holes where a leaf is not
         prunable; else empty.
     """
@@ -158,8 +160,10 @@ def _recast(tree: PyTree, like: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(tree))
 
 
-def with_mask(opt_state: PyTree, mask: Mask) -> PyTree:
+def with_mask(opt_state: PyTree, mask: Mask | Pruned) -> PyTree:
     """The same optimizer state with another mask: for a mask update in a jitted call of its own.
+
+    The mask may also be what a Pruner returned.
 
     `lax.cond` inside `prune_gradually` reserves the memory of a mask update on every step. To
     avoid it, freeze the mask and, every so often, run a jitted Pruner and put its mask here.
@@ -169,7 +173,7 @@ def with_mask(opt_state: PyTree, mask: Mask) -> PyTree:
       TypeError: a mask that is not bool.
     """
     old = mask_of(opt_state)
-    new = _recast(cut_out(mask, old, "mask"), old)
+    new = _recast(cut_out(mask_in(mask), old, "mask"), old)
     trees.check_like(old, new, "mask", boolean=True)
     new = jax.tree.map(_placed_copy, new, old)
     is_state = lambda x: isinstance(x, MaskState)

@@ -13,6 +13,8 @@ from jaxprune import trees
 from jaxprune.prune import one_shot
 from jaxprune.saliency.weights import magnitude, random
 from jaxprune.schedule import cosine_decay
+from jaxprune.select.candidates import mask_in
+from jaxprune.select.checks import whole
 from jaxprune.select.ranking import LeafSparsity, lowest
 from jaxprune.select.threshold import keep_largest
 from jaxprune.transforms.mask_state import (
@@ -25,7 +27,7 @@ from jaxprune.transforms.mask_state import (
     need_params,
 )
 from jaxprune.transforms.moments import reset_moments
-from jaxprune.types import Mask, Params, Predicate, PyTree, Schedule
+from jaxprune.types import Mask, Params, Predicate, Pruned, PyTree, Schedule
 
 _GROW = ("gradient", "random")
 _SCOPES = ("erk", "layer")
@@ -56,7 +58,7 @@ def regrow(
     scope: Literal["erk", "layer"] | Mapping[str, LeafSparsity] = "erk",
     prunable: Predicate = trees.default_prunable,
     key: jax.Array | None = None,
-    mask: Mask | None = None,
+    mask: Mask | Pruned | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Train sparse from the start, and move the mask: a wrapper around your whole Optax chain.
 
@@ -91,8 +93,8 @@ def regrow(
         `jp.select.lowest`; leaves it does not name get `sparsity`.
       prunable: `(name, leaf) -> bool`, which leaves take part.
       key: PRNG key of the random mask and of random growth.
-      mask: a mask to start from instead, bool tree like the parameters. Leaves that are not
-        prunable keep theirs.
+      mask: a mask to start from instead, bool tree like the parameters, or what a Pruner returned.
+        Leaves that are not prunable keep theirs.
 
     Returns:
       A gradient transformation; `update` needs `params`. `jp.mask_of(state)` is the mask. Zero
@@ -123,8 +125,9 @@ def regrow(
       >>> params, jax.tree.map(jnp.int32, mask_of(state))
       ([Array([[3., 0., 0., 0.]], dtype=float32)], [Array([[1, 0, 0, 1]], dtype=int32)])
     """
-    inner = _transformation(optimizer)
-    _check(every, stop, sparsity, grow, scope, key, mask)
+    inner, mask = _transformation(optimizer), mask_in(mask)
+    every, stop = _steps(every, stop)
+    _check(sparsity, grow, scope, key, mask)
     share = fraction if callable(fraction) else cosine_decay(fraction, stop)
     keys: Any = (None, None) if key is None else jax.random.split(key)
 
@@ -279,17 +282,13 @@ def _transformation(optimizer: Any) -> optax.GradientTransformationExtraArgs:
     return optax.with_extra_args_support(optimizer)
 
 
-def _check(
-    every: Any, stop: Any, sparsity: Any, grow: Any, scope: Any, key: Any, mask: Any
-) -> None:
-    whole = lambda number: isinstance(number, int) and not isinstance(number, bool)
-    if not whole(every) or every < 2:
-        raise ValueError(
-            f"`every` is steps between mask updates, an integer >= 2; got {every!r}. A mask update "
-            "takes the place of a gradient step, so that with 1 nothing would be trained."
-        )
-    if not whole(stop) or stop < 1:
-        raise ValueError(f"`stop` is the step of the last mask update, >= 1; got {stop!r}.")
+def _steps(every: Any, stop: Any) -> tuple[int, int]:
+    why = " A mask update takes the place of a gradient step, so that with 1 nothing is trained."
+    every = whole(every, 2, "`every` is steps between mask updates,", why)
+    return every, whole(stop, 1, "`stop` is the step of the last mask update,")
+
+
+def _check(sparsity: Any, grow: Any, scope: Any, key: Any, mask: Any) -> None:
     if grow not in _GROW:
         raise ValueError(
             f'Unknown growth {grow!r}. Known: "gradient" (RigL) and "random" (SET, needs a key).'

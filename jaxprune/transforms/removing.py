@@ -17,7 +17,8 @@ from jaxprune import trees
 from jaxprune.coupling.groups import Coupling
 from jaxprune.saliency.gates import check_units
 from jaxprune.saliency.units import per_cost
-from jaxprune.select.ranking import check_floor, rank_leaves
+from jaxprune.select.checks import check_floor, whole
+from jaxprune.select.ranking import rank_leaves
 from jaxprune.transforms.mask_state import (
     MaskState,
     initial_state,
@@ -114,7 +115,8 @@ def remove_units(
       stop: units that go in all, at most; by default all but the floors.
       signal: "fisher", `mean_n s_n^2 / 2`, or "taylor", `|mean_n s_n|`, with s_n the derivative of
         example n's loss in the unit's gate; or a function `(params, batch) -> {group: [units]}`,
-        such as `jp.saliency.unit_magnitude(coupling)`, that is called when units go.
+        such as `jp.saliency.unit_magnitude(coupling)`, that is called when units go. Scores of
+        entries are summed over each unit's, as in `jp.select.lowest_units`.
       cost: scores are divided by what a unit costs in the whole network, see
         `jp.saliency.per_cost`; by default they are not.
       groups: names of those that lose units; by default all.
@@ -149,10 +151,9 @@ def remove_units(
     some = _some(coupling, groups)
     if not callable(signal) and signal not in SIGNALS:
         raise ValueError(f"Unknown signal {signal!r}. Known: {list(SIGNALS)}, or a function.")
-    check_floor(floor)
-    for name, number in (("every", every), ("each", each), ("stop", 1 if stop is None else stop)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"`{name}` is an integer >= 1, got {number!r}.")
+    floor = check_floor(floor)
+    every, each = whole(every, 1, "`every` is"), whole(each, 1, "`each` is")
+    stop = stop if stop is None else whole(stop, 1, "`stop` is")
     most = sum(max(group.units - floor, 0) for group in some.groups.values())
     most = most if stop is None else min(stop, most)
     removal = _Removal(coupling, some, every, each, most, signal, cost, floor)
@@ -222,13 +223,14 @@ class _Removal:
         goes = jnp.minimum(total - left + self.each, self.most)
         names = list(state.kept)
         shown = [jnp.where(state.kept[name], scores[name], -jnp.inf) for name in names]
-        drawn = rank_leaves(names, shown, goes / total, "global", self.floor, -1)
+        drawn = rank_leaves(names, shown, goes / total, "global", self.floor)
         fits = [jnp.all(jnp.isfinite(scores[name]) | ~state.kept[name]) for name in names]
         fine = jnp.all(jnp.stack(fits))
         pairs = zip(names, drawn, strict=True)
         kept = {name: state.kept[name] & (new | ~fine) for name, new in pairs}
+        whole_units, given = self.coupling.mask(kept, params), state.masking.mask
         masking = state.masking._replace(
-            mask=self.coupling.mask(kept, params),
+            mask=jax.tree.map(jnp.logical_and, given, whole_units),
             reached=jnp.float32(1 - sum(jnp.sum(keep) for keep in kept.values()) / total),
             refused=state.masking.refused + (~fine).astype(jnp.int32),
         )
@@ -236,11 +238,19 @@ class _Removal:
 
     def scores(self, state: RemovalState, params: Params, batch: Batch) -> Units:
         if callable(self.signal):
-            found = self.signal(params, batch)
+            found = self.by_unit(self.signal(params, batch))
             scores = {name: jnp.asarray(found[name], jnp.float32) for name in self.sizes}
         else:
             scores = {name: jnp.abs(sums / state.examples) for name, sums in state.sums.items()}
         return scores if self.cost is None else per_cost(scores, self.some, self.cost)
+
+    def by_unit(self, scores: Any) -> Mapping[str, Any]:
+        """Scores by unit as they are; of entries, summed over each unit's."""
+        given = scores if isinstance(scores, Mapping) else {}
+        shapes = {name: np.shape(given[name]) for name in self.sizes if name in given}
+        if shapes == {name: (units,) for name, units in self.sizes.items()}:
+            return given
+        return self.coupling.reduce(scores)
 
 
 def _some(coupling: Coupling, groups: Collection[str] | None) -> Coupling:

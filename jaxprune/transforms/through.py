@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import trees
-from jaxprune.transforms.gradual import _check_every, mask_updater, unpruned_state
+from jaxprune.transforms.gradual import checked, mask_updater, unpruned_state
 from jaxprune.transforms.mask_state import (
     MaskState,
     by_updates,
@@ -36,7 +36,8 @@ def straight_through(
       saliency: scores of the dense weights; one that needs data reads `batch=` as in
         `prune_gradually`.
       select: a `Selection`, such as `jp.select.lowest()` or `jp.select.n_of_m(2, 4)`.
-      schedule: step -> sparsity, such as `jp.schedule.constant(0.9)`.
+      schedule: step -> sparsity, such as `jp.schedule.constant(0.9)`. A pattern such as N:M has one
+        sparsity alone, and comes at once where the schedule is above 0.
       every: steps between mask updates.
 
     Returns:
@@ -45,6 +46,7 @@ def straight_through(
 
     Raises:
       ValueError: `every` < 1; at the first `update`, no `params` or no `batch` where needed.
+      TypeError: a saliency, a selection or a schedule that is none.
 
     References:
       Bengio et al. 2013 for the estimator; Zhou et al. 2021, Learning N:M Fine-grained Structured
@@ -62,7 +64,7 @@ def straight_through(
       >>> params
       [Array([[5., 0.]], dtype=float32)]
     """
-    _check_every(every)
+    every = checked(saliency, select, schedule, every)
     if select.coupling is not None:
         raise ValueError(
             "`straight_through` keeps dense copies of weights, and units have biases and "

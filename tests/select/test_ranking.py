@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxprune as jp
@@ -142,3 +143,32 @@ def test_each_scope_says_which_entries_compete():
         found = jp.select.lowest("output", output_axis=axis).parts(params)
         jax.tree.map(np.testing.assert_array_equal, found, {"a": a, "b": np.full(4, -1), "c": c})
     assert jp.select.lowest("output", prunable=lambda *_: True).parts(jnp.ones(())) == 0
+
+
+def test_an_output_axis_is_an_integer_of_any_kind_or_names_leaves_that_exist():
+    tree = {"a": jnp.arange(12.0).reshape(4, 3), "b": jnp.arange(12.0).reshape(4, 3)}
+    choose = lambda axis: jp.select.lowest("output", output_axis=axis)(tree, tree, sparsity=1 / 3)
+    first = {"a": np.asarray([[False] + [True] * 2] * 4), "b": np.asarray([[True] * 3] * 4)}
+    for axis in ({"a": np.int64(0)}, {"a": 0, "b": -1}):
+        np.testing.assert_array_equal(choose(axis)["a"], first["a"])
+        np.testing.assert_array_equal(choose(axis)["b"], choose(-1)["b"])
+    np.testing.assert_array_equal(choose(np.int64(0))["b"], first["a"])
+    with pytest.raises(ValueError, match=r"`output_axis` names 'c', and no leaf .*\['a', 'b'\]"):
+        choose({"c": 0})
+    for axis in (None, "0", 0.5, {"a": None}):
+        with pytest.raises(TypeError, match="`output_axis` is an axis, an integer, or a mapping"):
+            choose(axis)
+    # Inside a wrapper that holds a leaf back its name is still one.
+    part = {"a": tree["a"], "b": optax.MaskedNode()}
+    assert jp.select.lowest("output", output_axis={"a": 0, "b": 0})(part, part, sparsity=0.5)
+    whole = {"a": tree["a"], "c": optax.MaskedNode()}
+    assert jp.select.lowest("output", output_axis={"a": 0, "c/d": 0})(whole, whole, sparsity=0.5)
+
+
+def test_a_name_that_two_leaves_share_gives_neither_a_sparsity_of_its_own():
+    tree = {"a/b": jnp.ones((2, 2)), "a": {"b": jnp.ones((2, 2))}, "c": jnp.ones((2, 2))}
+    with pytest.raises(ValueError, match=r"share the names \['a/b'\]"):
+        jp.select.lowest({"a/b": 0.5})(tree, tree, sparsity=0.0)
+    with pytest.raises(ValueError, match=r"share the names \['a/b'\]"):
+        jp.select.lowest("output", output_axis={"a/b": 0})(tree, tree, sparsity=0.0)
+    assert int(jp.select.lowest({"c": 0.5})(tree, tree, sparsity=0.0)["c"].sum()) == 2

@@ -17,6 +17,26 @@ def net():
     return found.variables, jp.couple(found.apply, found.variables, *found.inputs)
 
 
+@pytest.fixture(scope="module")
+def mlp():
+    """Groups '0' of 100 units and '1' of 8, and scores that rise with the index."""
+    w = [jnp.ones((4, 100)), jnp.ones((100, 8)), jnp.ones((8, 2))]
+    apply = lambda w, x: jax.nn.relu(jax.nn.relu(x @ w[0]) @ w[1]) @ w[2]
+    coupling = jp.couple(apply, w, jnp.ones((3, 4)))
+    return w, coupling, {n: jnp.arange(1.0, g.units + 1) for n, g in coupling.groups.items()}
+
+
+def widths(mlp, mask=None, sparsity=None, **options):
+    """How many units of the two groups are kept, and what the Pruner returned."""
+    w, coupling, scores = mlp
+    prune = jp.one_shot(lambda params, batch: scores, lowest_units(coupling, **options))
+    pruned = prune(w, mask=mask, sparsity=sparsity)
+    assert pruned.info["units"] == {
+        n: int(k.sum()) for n, k in whole(coupling, pruned.mask).items()
+    }
+    return (*pruned.info["units"].values(),), pruned
+
+
 def pruner(coupling, **options):
     return jp.one_shot(jp.saliency.magnitude(), lowest_units(coupling, **options))
 
@@ -163,8 +183,113 @@ def test_bad_input_is_named(net):
     with pytest.raises(ValueError, match="All groups are protected"):
         lowest_units(coupling, protected=list(coupling.groups))
     bad = {name: jnp.full(g.units, jnp.nan) for name, g in coupling.groups.items()}
-    with pytest.raises(ValueError, match="score of leaf 'Conv_0' is NaN"):
+    with pytest.raises(ValueError, match="score of group 'Conv_0' is NaN"):
         jp.one_shot(lambda p, b: bad, lowest_units(coupling))(variables, sparsity=0.5)
     apply = lambda w, x: x @ w
     with pytest.raises(ValueError, match="no group of removable units"):
         lowest_units(jp.couple(apply, jnp.ones((3, 2)), jnp.ones((1, 3))))
+    with pytest.raises(TypeError, match=r"`jp.select.Budget`.* got \('flops', 0.5\)"):
+        lowest_units(net[1], budget=("flops", 0.5))
+    with pytest.raises(TypeError, match=r"bound of a budget is a number, got '0.5'"):
+        lowest_units(net[1], budget=Budget("flops", "0.5"))
+
+
+def units_kept(kept):
+    """A cost that reads every group: nothing may be missing."""
+    return float(np.sum(kept["0"]) + np.sum(kept["1"]))
+
+
+@pytest.mark.parametrize(("budget", "protected", "expected"), [
+    (Budget(units_kept, at_most=9), ["1"], (1, 8)),
+    (Budget(units_kept, at_most=12), ["1"], (4, 8)),
+    (Budget(units_kept, fraction=0.5), ["1"], (46, 8)),
+    (Budget(units_kept, fraction=0.5), [], (51, 3)),
+])  # fmt: skip
+def test_a_cost_by_a_function_sees_every_group_and_the_dense_network(
+    mlp, budget, protected, expected
+):
+    found, _ = widths(mlp, budget=budget, protected=protected)
+    assert sum(found) == sum(expected)
+    assert found == expected or not protected
+
+
+@pytest.mark.parametrize("scope", ["global", "group"])
+def test_a_second_budget_goes_on_from_the_first(mlp, scope):
+    coupling = mlp[1]
+    at_once, _ = widths(mlp, budget=Budget("parameters", fraction=0.5), scope=scope)
+    _, first = widths(mlp, budget=Budget("parameters", fraction=0.8), scope=scope)
+    again, second = widths(mlp, first.mask, budget=Budget("parameters", fraction=0.5), scope=scope)
+    assert again == at_once
+    assert jp.trees.keep(second.mask) <= 0.5 * coupling.parameters()
+    reached, same = widths(mlp, second.mask, budget=Budget("parameters", fraction=0.9), scope=scope)
+    assert reached == at_once  # met already
+    assert jp.trees.keep(same.mask) == jp.trees.keep(second.mask)
+
+
+@pytest.mark.parametrize("scope", ["global", "group"])
+@pytest.mark.parametrize("floor", [0, 1, 8])
+def test_a_budget_reaches_down_to_every_floor(mlp, scope, floor):
+    coupling = mlp[1]
+    least = {name: np.arange(g.units) < max(floor, 1) for name, g in coupling.groups.items()}
+    budget = Budget("parameters", at_most=coupling.parameters(least))
+    assert widths(mlp, budget=budget, scope=scope, floor=floor)[0] == (max(floor, 1),) * 2
+    below = budget._replace(at_most=budget.at_most - 1)
+    with pytest.raises(ValueError, match=f"still costs {budget.at_most}"):
+        widths(mlp, budget=below, scope=scope, floor=floor)
+
+
+@pytest.mark.parametrize("scope", ["global", "group"])
+def test_unit_scores_that_are_nan_are_refused_but_not_of_protected_groups(mlp, scope):
+    w, coupling, scores = mlp
+    bad = {**scores, "1": scores["1"].at[2].set(jnp.nan)}
+    with pytest.raises(ValueError, match=r"score of group '1' is NaN at 1 of 8 units.*protected"):
+        lowest_units(coupling, scope=scope)(w, bad, sparsity=0.5)
+    select = lowest_units(coupling, scope=scope, protected=["1"])
+    prune = jp.one_shot(lambda params, batch: bad, select)
+    for found in (prune(w, sparsity=0.5), jax.jit(lambda w: prune(w, sparsity=0.5))(w)):
+        assert {name: int(n) for name, n in found.info["units"].items()} == {"0": 50, "1": 8}
+        assert int(found.info.get("bad_scores", 0)) == 0
+    with pytest.raises(ValueError, match="score of group '1' is NaN"):
+        jp.one_shot(lambda params, batch: bad, lowest_units(coupling))(w, sparsity=0.5)
+
+
+def test_what_is_counted_are_the_units_that_can_go(mlp):
+    info = widths(mlp, protected=["0"], sparsity=0.5)[1].info
+    assert (info["kept"], info["prunable"], info["sparsity"]) == (4, 8, 0.5)
+
+
+@pytest.mark.parametrize("scope", ["global", "group"])
+def test_rounded_widths_keep_the_floor(mlp, scope):
+    few = 0.83 if scope == "global" else 0.95
+    assert widths(mlp, scope=scope, floor=10, round_to=8, sparsity=few)[0] == (16, 8)
+    assert widths(mlp, scope=scope, floor=3, round_to=8, sparsity=few)[0][0] >= 8
+    # No multiple of 8 from 98 to 100, nor of 16 up to 8.
+    assert widths(mlp, scope="group", floor=98, round_to=8, sparsity=0.5)[0] == (100, 8)
+    assert widths(mlp, scope="group", round_to=16, sparsity=0.5)[0] == (48, 8)
+    jitted = jax.jit(lambda s: mlp[1].kept(
+        lowest_units(mlp[1], scope=scope, floor=10, round_to=8)(mlp[0], mlp[2], sparsity=s)
+    ))(few)  # fmt: skip
+    assert tuple(int(keep.sum()) for keep in jitted.values()) == (16, 8)
+
+
+@pytest.mark.parametrize("scope", ["global", "group"])
+def test_rounding_is_no_sparsity_that_was_reached_and_less_is(mlp, scope):
+    at, mask, last = {"scope": scope, "round_to": 8}, None, 100
+    for sparsity in (0.3, 0.45, 0.5, 0.52, 0.55, 0.8):
+        found, pruned = widths(mlp, mask, sparsity=sparsity, **at)
+        assert found[0] % 8 == 0
+        assert found[0] <= last
+        mask, last = pruned.mask, found[0]
+    whose = "all groups" if scope == "global" else "group '0'"
+    with pytest.raises(ValueError, match=rf"\d+ units of {whose} are pruned already, more than"):
+        widths(mlp, mask, sparsity=0.3, **at)
+    _, half = widths(mlp, scope=scope, sparsity=0.5)
+    with pytest.raises(ValueError, match=rf"5\d units of {whose} are pruned already"):
+        widths(mlp, half.mask, scope=scope, sparsity=0.48)
+
+
+def test_words_are_of_units(mlp):
+    with pytest.raises(ValueError, match=r"Cannot prune 103 of 108 units.* 10 units in 2 groups"):
+        widths(mlp, floor=5, sparsity=0.95)
+    ints = {"floor": np.int64(10), "round_to": np.int32(8)}
+    assert widths(mlp, scope="group", sparsity=0.95, **ints)[0] == (16, 8)
