@@ -77,7 +77,7 @@ def _exchange_joint(
     tiny = jnp.finfo(y.dtype).eps
     leave = scale * y**2 / jnp.maximum(1 - shares, tiny)
     enter = scale * y**2 / (1 + shares)
-    where = _candidates(leave, enter, mask, parts, block)
+    where = _candidates(leave, enter, mask, parts, block, within=4)
     through = dual.root.T @ quadratic.columns(where)
 
     def rises(state: _Block) -> jax.Array:
@@ -139,11 +139,22 @@ exchange_selection = high(_exchange_selection, static_argnames="block")
 
 
 def _candidates(
-    leave: jax.Array, enter: jax.Array, mask: jax.Array, parts: jax.Array, block: int
+    leave: jax.Array,
+    enter: jax.Array,
+    mask: jax.Array,
+    parts: jax.Array,
+    block: int,
+    within: float | None = None,
 ) -> jax.Array:
     """The kept entries that are cheapest to lose and the pruned ones that bring most, [2 block].
 
     Only where a part has both, so that a swap inside it may pay; a place that nobody takes holds d.
+
+    Args:
+      leave, enter: what the objective rises without an entry, and falls with it, by themselves.
+      within: leave out what costs more than so many times the most that an entry of its part
+        brings, and what brings so much less than the cheapest costs. None for values that may be
+        < 0, of which no multiple bounds what two entries do together.
     """
     d, size = mask.size, min(block, mask.size)
     inside = parts >= 0
@@ -151,9 +162,16 @@ def _candidates(
     leaves, enters = inside & mask, inside & ~mask
     least = jax.ops.segment_min(jnp.where(leaves, leave, jnp.inf), part, d + 1)
     most = jax.ops.segment_max(jnp.where(enters, enter, -jnp.inf), part, d + 1)
+    if within is None:
+        leaves, enters = leaves & (most[part] > -jnp.inf), enters & (least[part] < jnp.inf)
+    else:
+        leaves, enters = (
+            leaves & (leave < within * most[part]),
+            enters & (within * enter > least[part]),
+        )
     pays = lambda flags, value: jnp.where(flags, value, -jnp.inf)
-    loses, where_loses = jax.lax.top_k(pays(leaves & (leave < 4 * most[part]), -leave), size)
-    gains, where_gains = jax.lax.top_k(pays(enters & (4 * enter > least[part]), enter), size)
+    loses, where_loses = jax.lax.top_k(pays(leaves, -leave), size)
+    gains, where_gains = jax.lax.top_k(pays(enters, enter), size)
     taken = jnp.concatenate([loses, gains]) > -jnp.inf
     return jnp.where(taken, jnp.concatenate([where_loses, where_gains]), d)
 

@@ -42,7 +42,8 @@ class LocalModel:
       adjust: `(name, leaf) -> bool`: further leaves that the update may move but nobody prunes,
         such as biases or norm parameters. By default only prunable leaves move.
       judged: at most so many examples of the batch judge candidates by their true loss: those that
-        the Fisher was not taken over, where there are any.
+        the Fisher was not taken over, or any where fewer than a quarter of the batch (and fewer
+        than so many) are left.
       key: draws the examples.
 
     Example:
@@ -204,7 +205,9 @@ class Site:
 def split_examples(
     model: LocalModel, batch: Batch, key: jax.Array | None = None
 ) -> tuple[Batch, Batch]:
-    """The examples that the Fisher is taken over, and those that judge (all, where all are taken).
+    """The examples that the Fisher is taken over, and those that judge.
+
+    The others judge; of the whole batch where they are too few, a quarter of it, to judge by.
 
     Args:
       key: draws them, instead of the model's own.
@@ -212,12 +215,15 @@ def split_examples(
     batch = objective.split_batch(batch)
     n = objective.batch_size(batch)
     count = min(model.examples or n, n)
+    whole = jax.tree.map(lambda x: x[: model.judged], batch)
     if count == n:
-        return batch, jax.tree.map(lambda x: x[: model.judged], batch)
+        return batch, whole
     drawn = model.key if key is None else key
     with jax.ensure_compile_time_eval():  # sizes and rows are known, also inside jit
         order = np.asarray(jax.random.permutation(jax.random.key(0) if drawn is None else drawn, n))
     cut = lambda rows: jax.tree.map(lambda x: jnp.asarray(x)[rows], batch)
+    if n - count < min(model.judged, n // 4):
+        return cut(order[:count]), whole
     return cut(order[:count]), cut(order[count:][: model.judged])
 
 
@@ -227,8 +233,7 @@ def quadratic_at(
     """The quadratic around params, and the examples that judge.
 
     Returns:
-      The quadratic in the site's flat vectors, and the examples of the batch that it was not made
-      from (all, where it was made from all).
+      The quadratic in the site's flat vectors, and the examples that judge.
     """
     chosen, others = split_examples(model, batch, key)
     fisher = (model.fisher or model.functions["fisher"])(params, chosen)

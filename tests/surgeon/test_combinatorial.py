@@ -149,6 +149,18 @@ def test_selection_of_few_weights_is_the_best_of_all_sets(seed, x64):
         np.testing.assert_allclose(rise, best, rtol=1e-9)
 
 
+def test_a_swap_that_pays_is_found_where_weights_cancel_one_another(x64):
+    # One input, given to 40 weights: half the square of the sum of what is pruned.
+    w = jnp.full((40, 1), 50.0).at[:3, 0].set(jnp.array([3.0, -2.0, 2.0]))
+    apply = lambda w, x: x @ w[:, 0]
+    x = jnp.ones((1, 40))
+    case = doubles.Case(w, apply, doubles.squared_error, (x, apply(w, x) - 1))
+    found = doubles.setting(case, damping=1e-6)
+    mask = jnp.arange(40) >= 2
+    searched = search_blocks(found.quadratic, found.site, 0.05, mask, block=40, steps=9, epsilon=0)
+    np.testing.assert_array_equal(np.flatnonzero(~searched.mask), [1, 2])  # -2 and 2
+
+
 def test_a_block_search_never_rises_and_keeps_floors(x64):
     case = doubles.dense()
     small = {**case.params, "second": {"kernel": case.params["second"]["kernel"] * 1e-2}}

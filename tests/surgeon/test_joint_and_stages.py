@@ -10,7 +10,7 @@ import pytest
 import jaxprune as jp
 from jaxprune.surgeon import Effort, LocalModel, joint_surgeon, multi_stage_surgeon
 from jaxprune.surgeon.allocation import is_global, search_shares
-from jaxprune.surgeon.local_model import Site
+from jaxprune.surgeon.local_model import Site, split_examples
 from tests.problems import softmax_loss
 
 QUICK = Effort(rounds=2, pursuits=1, blocks=3, block=8)
@@ -119,6 +119,20 @@ def test_dampings_and_scales_are_chosen_by_the_loss_on_other_examples(trained, m
     assert len(info["tried"]) == 4
     best = min(info["tried"], key=lambda tried: tried["loss"])
     assert (info["damping"], info["scale"]) == (best["damping"], best["scale"])
+
+
+@pytest.mark.parametrize(("examples", "many"), [(None, 40), (39, 40), (31, 40), (30, 10)])
+def test_a_handful_of_examples_left_over_does_not_judge_alone(examples, many):
+    local = LocalModel(apply, softmax_loss, examples=examples, judged=20)
+    chosen, judges = split_examples(local, (jnp.arange(40), jnp.arange(40)))
+    assert chosen[0].size == (examples or 40)
+    assert judges[0].size == min(many, 20)
+    if many == 10:
+        assert not set(np.asarray(judges[0])) & set(np.asarray(chosen[0]))
+    few = replace(local, judged=5, examples=33)  # as many as judge anyway are left over
+    chosen, judges = split_examples(few, (jnp.arange(40), jnp.arange(40)))
+    assert judges[0].size == 5
+    assert not set(np.asarray(judges[0])) & set(np.asarray(chosen[0]))
 
 
 def test_shares_never_raise_the_loss_and_keep_the_count(trained, model):
