@@ -58,12 +58,32 @@ def split_batch(batch: Batch) -> tuple[PyTree, PyTree]:
     return batch[0], batch[1]
 
 
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise unless the named argument is an integer, and not less.
+
+    Raises:
+      ValueError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"`{name}` is how many are taken, an integer >= {least}; got {value!r}.")
+
+
+def _check_alone(value: Any, what: str) -> None:
+    """Raise unless a loss returned one array or number."""
+    if not jax.tree_util.all_leaves([value]):
+        raise ValueError(
+            f"{what} must return the loss alone, got a {type(value).__name__}. Leave out what else "
+            "it returns (`has_aux`), such as metrics or new statistics."
+        )
+
+
 def check_losses(losses: Any, n: int) -> jax.Array:
     """Per-example losses as they should be: real numbers of shape [N].
 
     Raises:
       ValueError: any other shape.
     """
+    _check_alone(losses, "`loss(outputs, targets)`")
     if np.shape(losses) != (n,):
         raise ValueError(
             f"`loss(outputs, targets)` must return one loss per example, shape ({n},), got "
@@ -96,6 +116,7 @@ def mean_loss(apply: Any, loss: Loss | None = None) -> MeanLoss:
     def checked(params: Params, batch: Batch) -> jax.Array:
         batch_size(batch)
         value = apply(params, batch)
+        _check_alone(value, "A plain `loss(params, batch)`")
         if np.shape(value) != ():
             raise ValueError(
                 f"A plain `loss(params, batch)` must return a scalar, got shape {np.shape(value)}. "
@@ -106,10 +127,52 @@ def mean_loss(apply: Any, loss: Loss | None = None) -> MeanLoss:
     return checked
 
 
+def check_outputs(outputs: PyTree) -> None:
+    """Raise unless every output has a row an example and is floating-point.
+
+    Raises:
+      ValueError: names the first that has or is not.
+    """
+    leaves = trees.named_leaves(outputs)
+    n = next((np.shape(leaf)[0] for _, leaf in leaves if np.ndim(leaf)), None)
+    for name, leaf in leaves:
+        if np.shape(leaf)[:1] != (n,) or not trees.is_float(leaf):
+            raise ValueError(
+                f"Every output of `apply` has a row an example and is real floating-point; "
+                f"{trees.label(name)} of them has shape {np.shape(leaf)} and dtype "
+                f"{trees.dtype_of(leaf)}. Let `apply` return what the loss reads, without new "
+                "statistics, predictions or a mean."
+            )
+
+
 def output_slopes(loss: Loss, outputs: PyTree, targets: PyTree) -> PyTree:
     """The gradient of each example's loss in its outputs, [N, ...]."""
+    check_outputs(outputs)
     n = jax.tree.leaves(outputs)[0].shape[0]
     return jax.grad(lambda y: jnp.sum(check_losses(loss(y, targets), n)))(outputs)
+
+
+def check_alone(loss: Loss, outputs: PyTree, targets: PyTree) -> None:
+    """Raise if an example's loss is certainly another one beside other examples.
+
+    The loss of the first example is taken again with the first in the place of all.
+
+    Raises:
+      ValueError: it is.
+    """
+    again = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], jnp.shape(x)), (outputs, targets))
+    n = jax.tree.leaves(outputs)[0].shape[0]
+    losses = [np.asarray(check_losses(loss(*of), n), float) for of in ((outputs, targets), again)]
+    (before, *_), (after, *_) = losses
+    most = max(64 * float(jnp.finfo(trees.dtype_of(jax.tree.leaves(outputs)[0])).eps), 1e-3)
+    far = abs(before - after) > most * (abs(before) + np.mean(np.abs(losses[0]))) + 1e-6
+    if np.all(np.isfinite(losses)) and far:
+        raise ValueError(
+            f"The loss of an example depends on the others of its batch: that of the first is "
+            f"{before:.6g}, and {after:.6g} where all examples are the first. Its curvature or "
+            "Fisher is no mean over examples. `jp.curvature.hvp` and `hutchinson_diagonal` take "
+            "such a loss, as a plain `loss(params, batch)`."
+        )
 
 
 def by_leaves(params: Params) -> tuple[list[Any], Callable[[list[Any]], Params], list[bool]]:

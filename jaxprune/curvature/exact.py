@@ -116,7 +116,7 @@ def exact_diagonal(
     def columns(outputs: PyTree, targets: PyTree) -> int:
         return sum(y.size // y.shape[0] for y in jax.tree.leaves(outputs)) + 1
 
-    curvature = mean_over_examples(apply, sums, columns, microbatch)
+    curvature = mean_over_examples(apply, sums, columns, microbatch, loss)
     if not second_moment:
         return curvature
     options: Any = {"root": root, "microbatch": microbatch, "chunk": chunk}

@@ -15,21 +15,12 @@ from jaxprune import objective, trees
 from jaxprune.jaxpr.equations import contains
 from jaxprune.jaxpr.examples import independent_examples
 from jaxprune.jaxpr.taps import tap
-from jaxprune.types import Apply, Batch, Curvature, Params, PyTree
+from jaxprune.objective import check_count
+from jaxprune.types import Apply, Batch, Curvature, Loss, Params, PyTree
 
 _CACHE_BYTES = 32 << 20  # of deltas at once on a CPU: what its last cache holds
 _DEVICE_BYTES = 1 << 30
 _UNROLLED = 16
-
-
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise unless the named argument is an integer, and not less.
-
-    Raises:
-      ValueError: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"`{name}` is how many are taken, an integer >= {least}; got {value!r}.")
 
 
 def check_microbatch(microbatch: Any) -> None:
@@ -85,6 +76,7 @@ def mean_over_examples(
     sums: Callable[[Params, Batch, bool], PyTree],
     columns: Columns,
     microbatch: int | None,
+    loss: Loss | None = None,
 ) -> Callable[[Params, Batch], PyTree]:
     """The mean over examples of what `sums` adds up, a microbatch at a time.
 
@@ -97,9 +89,11 @@ def mean_over_examples(
       sums: `(params, batch, independent) -> sums over the batch's examples`.
       columns: cotangents an example, for the size of an automatic microbatch.
       microbatch: examples at once, or None: as many as keep the deltas in the last cache.
+      loss: `(outputs, targets) -> [N]`, if it is taken an example at a time, to be checked.
     """
     check_microbatch(microbatch)
     plans: dict[Any, Plan] = {}
+    apart = examples_apart(apply, loss)
     run = jax.jit(sums, static_argnums=2)
     add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
     divide = jax.jit(_divided, static_argnums=1)
@@ -112,7 +106,12 @@ def mean_over_examples(
         inputs, targets = objective.split_batch(batch)
         batch = (widened_inputs(params, inputs), targets)
         n = objective.batch_size(batch)
-        plan = _planned(plans, apply, params, batch, columns, microbatch)
+        if (key := _shapes(params, batch)) not in plans:
+            independent = apart(params, batch)
+            plans[key] = _plan(apply, independent, params, batch, columns, microbatch)
+        else:
+            apart(params, batch)  # a first call under jit could not look at losses
+        plan = plans[key]
         size = plan.microbatch if plan.independent else n
         if size >= n:
             return whole(params, batch, plan.independent, n)
@@ -138,6 +137,37 @@ def mean_over_examples(
     return mean
 
 
+def examples_apart(apply: Apply, loss: Loss | None) -> Callable[[Params, Batch], bool]:
+    """`(params, batch) -> do the model's examples not depend on each other?`, found out once.
+
+    Outside jit a loss, if given, is looked at as well.
+
+    Raises:
+      ValueError: examples meet in the loss, see `objective.check_alone`.
+    """
+    known: dict[Any, bool] = {}
+    looked_at: set[Any] = set()
+
+    def apart(params: Params, batch: Batch) -> bool:
+        key = _shapes(params, batch)
+        if key not in known:
+            wide, (inputs, _) = _abstractly(params, batch)
+            known[key] = independent_examples(apply, wide, inputs)
+        if loss is None or key in looked_at or trees.is_traced(params, batch):
+            return known[key]
+        looked_at.add(key)
+        wide, (inputs, targets) = _abstractly(params, batch)
+        outputs = jax.eval_shape(apply, wide, inputs)
+        objective.check_outputs(outputs)
+        whole = all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(batch))
+        if whole and not independent_examples(lambda _, y: loss(*y), (), (outputs, targets)):
+            outputs = jax.jit(lambda p, x: apply(_whole(p), x))(params, batch[0])
+            objective.check_alone(loss, outputs, batch[1])
+        return known[key]
+
+    return apart
+
+
 def _divided(sums: PyTree, n: int) -> PyTree:
     """Sums over n examples as means.
 
@@ -148,25 +178,20 @@ def _divided(sums: PyTree, n: int) -> PyTree:
     return jax.tree.map(lambda x: x / held.astype(x.dtype), sums)
 
 
-def _planned(
-    plans: dict[Any, Plan],
-    apply: Apply,
-    params: Params,
-    batch: Batch,
-    columns: Columns,
-    microbatch: int | None,
-) -> Plan:
-    """The plan for these shapes, made once."""
+def _shapes(params: Params, batch: Batch) -> Any:
     leaves, structure = jax.tree.flatten((params, batch))
-    key = (structure, *((np.shape(x), trees.dtype_of(x)) for x in leaves))
-    if key not in plans:
-        wide = jax.eval_shape(lambda p: _whole(*widened(p)[:2]), params)
-        plans[key] = _plan(apply, wide, jax.tree.map(_abstract, batch), columns, microbatch)
-    return plans[key]
+    return structure, *((np.shape(x), trees.dtype_of(x)) for x in leaves)
 
 
-def _whole(leaves: list[jax.Array], merge: Callable[[list[Any]], Params]) -> Params:
+def _whole(params: Params) -> Params:
+    """The parameters in score precision."""
+    leaves, merge, _ = widened(params)
     return merge(leaves)
+
+
+def _abstractly(params: Params, batch: Batch) -> tuple[Params, Batch]:
+    """The shapes of the parameters in score precision, and of a batch."""
+    return jax.eval_shape(_whole, params), jax.tree.map(_abstract, batch)
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
@@ -175,11 +200,16 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
 
 
 def _plan(
-    apply: Apply, params: Params, batch: Batch, columns: Columns, microbatch: int | None
+    apply: Apply,
+    independent: bool,
+    params: Params,
+    batch: Batch,
+    columns: Columns,
+    microbatch: int | None,
 ) -> Plan:
+    params, batch = _abstractly(params, batch)
     inputs, targets = batch
     n = objective.batch_size(batch)
-    independent = independent_examples(apply, params, inputs)
     if microbatch is not None or not independent:
         return Plan(independent, min(microbatch or n, n))
     one = jax.tree.map(

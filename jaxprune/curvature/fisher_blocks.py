@@ -63,11 +63,11 @@ def solve(
             return _woodbury(factors, vectors, damping, n)
         found = []
         for factor, vector in zip(factors, vectors, strict=True):
-            if blocks == "leaf" or int(blocks) >= vector.size > n:
+            if (size := _size(blocks, vector)) >= vector.size > n:
                 found += _woodbury([factor], [vector], damping, n)
             else:
                 on_block = lambda g, v: _solved(g, v, damping, n)
-                found.append(_by_blocks(factor, vector, n, int(blocks), on_block))
+                found.append(_by_blocks(factor, vector, n, size, on_block))
         return [x.astype(v.dtype) for x, v in zip(found, vectors, strict=True)]
 
 
@@ -85,12 +85,16 @@ def inverse_diagonal(
             return _woodbury_diagonal(factors, damping, n)
         found = []
         for factor, like in zip(factors, likes, strict=True):
-            if blocks == "leaf" or int(blocks) >= like.size > n:
+            if (size := _size(blocks, like)) >= like.size > n:
                 found += _woodbury_diagonal([factor], damping, n)
             else:
                 on_block = lambda g, v: _inverted(g, damping, n)
-                found.append(_by_blocks(factor, like, n, int(blocks), on_block))
+                found.append(_by_blocks(factor, like, n, size, on_block))
         return found
+
+
+def _size(blocks: int | str, vector: jax.Array) -> int:
+    return vector.size if blocks == "leaf" else int(blocks)
 
 
 def _woodbury_diagonal(factors: Sequence[Factor], damping: Any, n: int) -> list[jax.Array]:

@@ -67,13 +67,17 @@ def gauss_newton_diagonal(
       Array([2., 8.], dtype=float32)
     """
     factor: Factor = lambda outputs, targets: output_factor(loss, root, outputs, targets)
-    return diagonal_from_factor(apply, factor, second_moment, microbatch)
+    return diagonal_from_factor(apply, factor, second_moment, microbatch, loss)
 
 
 def diagonal_from_factor(
-    apply: Apply, factor: Factor, second_moment: bool, microbatch: int | None
+    apply: Apply,
+    factor: Factor,
+    second_moment: bool,
+    microbatch: int | None,
+    loss: Loss | None = None,
 ) -> Curvature:
-    """The diagonal of `J' R R' J` for any columns R of the outputs."""
+    """The diagonal of `J' R R' J` for any columns R of the outputs, those of a loss if given."""
 
     def sums(params: Params, batch: Batch, independent: bool) -> Diagonal:
         inputs, targets = batch
@@ -101,10 +105,11 @@ def diagonal_from_factor(
     def columns(outputs: PyTree, targets: PyTree) -> int:
         return jax.eval_shape(factor, outputs, targets)[0].shape[2]
 
-    curvature = mean_over_examples(apply, sums, columns, microbatch)
+    curvature = mean_over_examples(apply, sums, columns, microbatch, loss)
     if not second_moment:
         return curvature
-    return with_mean_only(curvature, diagonal_from_factor(apply, factor, False, microbatch))
+    lean = diagonal_from_factor(apply, factor, False, microbatch, loss)
+    return with_mean_only(curvature, lean)
 
 
 def as_diagonal(

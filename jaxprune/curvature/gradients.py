@@ -11,6 +11,7 @@ from jaxprune import objective
 from jaxprune.curvature.examples import mean_over_examples, widened, with_mean_only
 from jaxprune.curvature.gauss_newton import diagonal_from_factor
 from jaxprune.curvature.likelihoods import Likelihood
+from jaxprune.curvature.roots import widened_output
 from jaxprune.curvature.rows import sums_of_rows
 from jaxprune.curvature.squares import sum_of_gradients
 from jaxprune.jaxpr.pullback import pull_back
@@ -63,7 +64,7 @@ def fisher_diagonal(
         flat = [s.reshape(s.shape[0], -1) for s in slopes]
         return jax.numpy.concatenate(flat, axis=1)[:, :, None], None
 
-    measure = diagonal_from_factor(apply, factor, second_moment, microbatch)
+    measure = diagonal_from_factor(apply, factor, second_moment, microbatch, loss)
 
     def curvature(params: Params, batch: Batch) -> Diagonal:
         found = measure(params, batch)
@@ -99,7 +100,9 @@ def true_fisher_diagonal(
       microbatch: examples at once; the draws do not depend on it.
 
     Returns:
-      `(params, batch) -> Diagonal`; exact ones say whether they are the Hessian's.
+      `(params, batch) -> Diagonal`; exact ones say whether they are the Hessian's, of that
+      likelihood with targets as it makes them; for one of your own only if its root is that of the
+      loss.
 
     References:
       Martens 2020, New Insights and Perspectives on the Natural Gradient Method, section 5.
@@ -111,12 +114,13 @@ def true_fisher_diagonal(
       >>> diagonal(jnp.zeros(2), (jnp.array([[1.0, 3.0]]), jnp.zeros(1))).mean
       Array([1., 9.], dtype=float32)
     """
+    wide = lambda outputs: jax.tree.map(widened_output, outputs)
     if key is None:
-        exact: Any = lambda outputs, targets: (likelihood.root(outputs, None), None)
+        exact: Any = lambda outputs, targets: (likelihood.root(wide(outputs), None), None)
         return diagonal_from_factor(apply, exact, second_moment, microbatch)
 
     def drawn(outputs: PyTree, keys: jax.Array) -> tuple[jax.Array, None]:
-        return likelihood.scores(keys, outputs, samples) / samples**0.5, None
+        return likelihood.scores(keys, wide(outputs), samples) / samples**0.5, None
 
     measure = diagonal_from_factor(apply, drawn, second_moment, microbatch)
 
@@ -170,4 +174,4 @@ def gradient_moments(
         assert total.second is not None
         return GradientMoments(fill(total.first), fill(total.second))
 
-    return mean_over_examples(apply, sums, lambda outputs, targets: 1, microbatch)
+    return mean_over_examples(apply, sums, lambda outputs, targets: 1, microbatch, loss)

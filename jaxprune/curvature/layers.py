@@ -77,7 +77,7 @@ def layer_moments(
         factor = lambda y, t: output_factor(loss, root, y, t)[0]
         return jax.eval_shape(factor, outputs, targets).shape[2]
 
-    return mean_over_examples(apply, sums, columns, microbatch)
+    return mean_over_examples(apply, sums, columns, microbatch, loss)
 
 
 def _moments(

@@ -34,6 +34,12 @@ def _drawn(keys: jax.Array, outputs: jax.Array, one: Callable) -> jax.Array:
 
 
 def _categorical_scores(keys: jax.Array, outputs: jax.Array, samples: int) -> jax.Array:
+    if outputs.ndim != 2:
+        raise ValueError(
+            f"`categorical` takes logits of shape [N, K], got {outputs.shape}. Of several "
+            "classifications an example make a `Likelihood` of your own."
+        )
+
     def one(key: jax.Array, logits: jax.Array) -> jax.Array:
         labels = jax.random.categorical(key, logits, shape=(samples,))
         return jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.size, dtype=logits.dtype)

@@ -9,7 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import objective, trees
-from jaxprune.curvature.examples import check_microbatch, mean_over_examples
+from jaxprune.curvature.examples import (
+    check_microbatch,
+    mean_over_examples,
+    widened,
+    widened_inputs,
+)
 from jaxprune.types import Apply, Batch, Loss, Params, PyTree
 
 Product = Callable[[Params, Batch, PyTree], PyTree]
@@ -52,6 +57,7 @@ def hvp(apply: Any, loss: Loss | None = None, *, microbatch: int | None = None) 
 
     def product(params: Params, batch: Batch, vector: PyTree) -> PyTree:
         leaves, merge, flags, tangents = _directions(params, vector)
+        batch = widened_inputs(params, batch)
         grad = jax.grad(lambda some: mean_loss(merge(some), batch))
         with jax.default_matmul_precision("highest"):
             turned = jax.jvp(grad, (leaves,), (tangents,))[1]
@@ -98,7 +104,7 @@ def gauss_newton_vp(apply: Apply, loss: Loss, *, microbatch: int | None = None) 
 
     def product(params: Params, batch: Batch, vector: PyTree) -> PyTree:
         leaves, merge, flags, tangents = _directions(params, vector)
-        inputs, targets = objective.split_batch(batch)
+        inputs, targets = objective.split_batch(widened_inputs(params, batch))
         n = objective.batch_size(batch)
         model = lambda some: apply(merge(some), inputs)
         mean = lambda y: jnp.mean(objective.check_losses(loss(y, targets), n))
@@ -115,9 +121,9 @@ def gauss_newton_vp(apply: Apply, loss: Loss, *, microbatch: int | None = None) 
 def _directions(
     params: Params, vector: PyTree
 ) -> tuple[list[Any], Callable[[list[Any]], Params], list[bool], list[Any]]:
-    """`objective.by_leaves`, and the vector at those leaves."""
+    """The parameters `widened`, and the vector at those leaves."""
     trees.check_like(params, vector, "vector")
-    leaves, merge, flags = objective.by_leaves(params)
+    leaves, merge, flags = widened(params)
     pairs = zip(trees.select_leaves(vector, flags), leaves, strict=True)
     return leaves, merge, flags, [v.astype(leaf.dtype) for v, leaf in pairs]
 
@@ -125,8 +131,12 @@ def _directions(
 def _in_parts(apply: Apply, product: Product, microbatch: int | None) -> Product:
     """A product that is a mean over examples, a microbatch at a time."""
     check_microbatch(microbatch)
+
+    def cast(leaf: Any, found: jax.Array) -> jax.Array:
+        return found.astype(trees.dtype_of(leaf)) if trees.is_float(leaf) else found
+
     if microbatch is None:
-        return jax.jit(product)
+        return jax.jit(lambda p, batch, v: jax.tree.map(cast, p, product(p, batch, v)))
 
     def sums(pair: tuple[Params, PyTree], batch: Batch, independent: bool) -> PyTree:
         n = objective.batch_size(batch)
@@ -135,8 +145,5 @@ def _in_parts(apply: Apply, product: Product, microbatch: int | None) -> Product
 
     both = lambda pair, inputs: apply(pair[0], inputs)
     mean = mean_over_examples(both, sums, lambda outputs, targets: 1, microbatch)
-
-    def cast(leaf: Any, found: jax.Array) -> jax.Array:
-        return found.astype(trees.dtype_of(leaf)) if trees.is_float(leaf) else found
 
     return lambda params, batch, vector: jax.tree.map(cast, params, mean((params, vector), batch))

@@ -93,7 +93,8 @@ def output_factor(loss: Loss, root: Root | None, outputs: PyTree, targets: PyTre
     Raises:
       ValueError: more than 64 outputs and no root; a root of the wrong shape.
     """
-    outputs = jax.tree.map(_widened, outputs)
+    objective.check_outputs(outputs)
+    outputs = jax.tree.map(widened_output, outputs)
     flat, shape_back = _flatten_outputs(outputs)
     n, k = flat.shape
     if root is not None:
@@ -119,7 +120,7 @@ def output_factor(loss: Loss, root: Root | None, outputs: PyTree, targets: PyTre
     return vectors * jnp.sqrt(jnp.abs(values))[:, None, :], jnp.sign(values)
 
 
-def _widened(output: jax.Array) -> jax.Array:
+def widened_output(output: jax.Array) -> jax.Array:
     """At least float32: a Hessian in bfloat16 is noise, and no eigendecomposition takes it."""
     return output.astype(jnp.promote_types(output.dtype, jnp.float32))
 

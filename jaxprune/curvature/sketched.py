@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import objective, trees
+from jaxprune.curvature.examples import examples_apart
 from jaxprune.curvature.factored import FactoredFisher, factored_fisher
 from jaxprune.curvature.gauss_newton import columns_like
 from jaxprune.curvature.roots import Root, output_factor
@@ -53,6 +54,7 @@ def sketched_gauss_newton(
       >>> f(jnp.zeros(2), (jnp.array([[1.0, 2.0]]), jnp.zeros(1))).diagonal()
       Array([1., 4.], dtype=float32)
     """
+    apart = examples_apart(apply, loss)
     measure = factored_fisher(apply, _inner, microbatch=microbatch)
     signs = jax.random.key(0) if key is None else key
 
@@ -69,6 +71,7 @@ def sketched_gauss_newton(
 
     def sketch(params: Params, batch: Batch) -> FactoredFisher:
         inputs, targets = objective.split_batch(batch)
+        apart(params, batch)
         return measure(params, (inputs, directions(params, inputs, targets)))
 
     return sketch

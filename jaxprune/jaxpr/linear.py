@@ -127,24 +127,35 @@ def _derivatives(equation: Any, shapes: Sequence[Any], on: Sequence[int]) -> dic
       on: the leaves that each operand depends on.
     """
     like = [jax.ShapeDtypeStruct(shape.shape, shape.dtype) for shape in shapes]
-    found = {}
-    for place, shape in enumerate(like):
-        if not on[place] or not jnp.issubdtype(shape.dtype, jnp.inexact):
+    places = [i for i, x in enumerate(like) if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+    def tangent(values: list[Any], tangents: list[Any]) -> Any:
+        def run(*some: Any) -> list[Any]:
+            merged = dict(zip(places, some, strict=True))
+            return equations.apply(equation, [merged.get(i, x) for i, x in enumerate(values)])
+
+        return jax.jvp(run, [values[i] for i in places], tangents)[1]
+
+    program, _ = equations.trace(tangent, like, [like[i] for i in places])
+    split = len(like)
+    fixed = dict(zip(program.arguments[:split], on, strict=True))  # on which leaves
+    # Of what is linear in tangents: by tangent, on which leaves its factor depends.
+    moved = {v: {i: 0} for v, i in zip(program.arguments[split:], places, strict=True)}
+    for inner in program.equations:
+        if inner.name in primitives.FLAT:
             continue
-
-        def tangents(values: list[Any], tangent: Any, place: int = place) -> Any:
-            run = lambda x: equations.apply(equation, [*values[:place], x, *values[place + 1 :]])
-            return jax.jvp(run, (values[place],), (tangent,))[1]
-
-        program, _ = equations.trace(tangents, like, shape)
-        bits = dict(zip(program.arguments, [*on, 0], strict=True))
-        for inner in program.equations:
-            operands = inner.operands[1 if inner.name == "select_n" else 0 :]
-            read = [bits.get(v, 0) for v in operands if isinstance(v, int)]
-            flat = inner.name in primitives.FLAT
-            bits.update(dict.fromkeys(inner.results, 0 if flat else reduce(or_, read, 0)))
-        found[place] = reduce(or_, (bits[v] for v in program.outputs if isinstance(v, int)), 0)
-    return found
+        operands = inner.operands[1 if inner.name == "select_n" else 0 :]
+        read = [v for v in operands if isinstance(v, int)]
+        factors = reduce(or_, (fixed.get(v, 0) for v in read), 0)
+        carried = [moved[v] for v in read if v in moved]
+        if carried:
+            by = {i: reduce(or_, (some.get(i, 0) for some in carried), factors)
+                  for i in set().union(*carried)}  # fmt: skip
+            moved.update(dict.fromkeys(inner.results, by))
+        else:
+            fixed.update(dict.fromkeys(inner.results, factors))
+    ends = [moved.get(v, {}) for v in program.outputs if isinstance(v, int)]
+    return {i: reduce(or_, (end.get(i, 0) for end in ends), 0) for i in places if on[i]}
 
 
 def _custom(eqn: Any, operands: list[_Depends]) -> list[_Depends]:

@@ -190,7 +190,7 @@ def _drawn(
     coupling: Coupling, key: jax.Array, masks: Any, rate: Any, estimator: str, spare: int
 ) -> Any:
     """Which units each mask drops, bool [masks, units]."""
-    _check_count("masks", masks)
+    objective.check_count("masks", masks)
     if estimator not in _ESTIMATORS:
         raise ValueError(f"The estimator is one of {list(_ESTIMATORS)}, got {estimator!r}.")
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1:
@@ -256,7 +256,7 @@ def _losses_without(coupling: Coupling, loss: Loss, chunk: int | None) -> Callab
     that takes `chunk` rows at once.
     """
     if chunk is not None:
-        _check_count("chunk", chunk)
+        objective.check_count("chunk", chunk)
     model = gated_model(coupling)
 
     @jax.jit
@@ -299,8 +299,3 @@ def _by_group(coupling: Coupling, units: jax.Array) -> dict[str, jax.Array]:
         name: units[start:end]
         for name, start, end in zip(coupling.groups, starts, ends, strict=True)
     }
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` is how many are taken, an integer >= 1; got {value!r}.")

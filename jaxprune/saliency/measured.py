@@ -105,8 +105,9 @@ def add(first: Stats, second: Stats) -> Stats:
 def over_batches(saliency: Saliency) -> Saliency:
     """The same saliency where `batch` is an iterable of batches, measured one by one and added.
 
-    Equal to one big batch up to rounding, however the examples are split. The iterable is read
-    once, so a generator that loads from disk will do.
+    Equal to one big batch up to rounding, however the examples are split, unless the saliency draws
+    (`true_fisher_diagonal` with a key): then every batch draws anew from the same key. The iterable
+    is read once, so a generator that loads from disk will do.
 
     Raises:
       TypeError: a plain function of `(params, batch)`: what it returns cannot be added.

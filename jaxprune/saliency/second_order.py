@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import jax
@@ -50,7 +51,19 @@ def optimal_brain_damage(curvature: Curvature) -> Saliency:
         return _halved(params, diagonal.mean)
 
     # A curvature of ours offers its mean without the second moment, which this does not read.
-    return from_means(getattr(curvature, "mean_only", curvature), score, entrywise=True)
+    return from_means(_numbers(getattr(curvature, "mean_only", curvature)), score, entrywise=True)
+
+
+def _numbers(source: Callable[[Params, Batch], Any]) -> Callable[[Params, Batch], Any]:
+    """What is measured without words, which may differ between batches: those of one example have
+    no fallback, and what is to be added must have one structure."""
+
+    def means(params: Params, batch: Batch) -> Any:
+        found = source(params, batch)
+        plain = isinstance(found, Diagonal)
+        return replace(found, is_hessian=False, fallback_paths=()) if plain else found
+
+    return means
 
 
 def fisher(curvature: Curvature) -> Saliency:
@@ -131,14 +144,14 @@ def optimal_brain_damage_sd(
         near = difflib.get_close_matches(str(reading), scores, 1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise ValueError(f"Unknown reading {reading!r} of OBD-SD. Known: {list(scores)}.{hint}")
-    return from_means(source, scores[reading])
+    return from_means(_numbers(source), scores[reading])
 
 
 def _expect(means: Any, kind: type, who: str, maker: str) -> None:
     if not isinstance(means, kind):
         raise TypeError(
             f"{who} needs a source that returns {kind.__name__}, such as `{maker}`; it returned "
-            f"{type(means).__name__}."
+            f"{'an array' if isinstance(means, jax.Array) else type(means).__name__}."
         )
 
 
@@ -147,7 +160,9 @@ def _damage_spread(params: Params, means: Any, c: float) -> Scores:
     if means.second_moment is None:
         raise ValueError(
             "OBD-SD needs the spread of the curvature over examples, and this curvature gives no "
-            "second moment. Use one that does, such as `jp.curvature.exact_diagonal(apply, loss)`."
+            "second moment. Use one that does, such as `jp.curvature.exact_diagonal(apply, loss)`: "
+            "that has none either where a leaf of a `custom_vjp` model, or of one whose examples "
+            "meet, has to be taken an entry at a time; `gauss_newton_diagonal` has one."
         )
     spread = jax.tree.map(
         lambda h, hh: h + c * jnp.sqrt(jnp.maximum(hh - h * h, 0)), means.mean, means.second_moment

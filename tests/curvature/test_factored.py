@@ -223,6 +223,23 @@ def test_products_and_solves_in_blocks(name, blocks, x64):
     assert_near(flat(problem.params, again), vector, jnp.float64, roundings)
 
 
+@pytest.mark.parametrize("blocks", ["leaf", 4])
+def test_a_leaf_of_fewer_entries_than_examples_is_solved_itself(blocks):
+    """By Woodbury float32 loses every digit of it at dampings that large leaves take well."""
+    rng = np.random.default_rng(0)
+    params = {"b": jnp.zeros(4), "w": jnp.asarray(rng.normal(size=(9, 4)), jnp.float32)}
+    x, y = (jnp.asarray(rng.normal(size=(400, k)), jnp.float32) for k in (9, 4))
+    apply = lambda p, x: x @ p["w"] + p["b"]
+    loss = lambda y, t: jnp.sum((y - t) ** 2, axis=1)
+    fisher = jp.curvature.factored_fisher(apply, loss)(params, (x, y))
+    residual = np.asarray(apply(params, x) - y, np.float64)
+    damped = 4 * residual.T @ residual / 400 + 1e-6 * np.eye(4)
+    found = fisher.inverse_vp(jax.tree.map(jnp.ones_like, params), 1e-6, blocks)["b"]
+    assert_near(found, np.linalg.solve(damped, np.ones(4)), jnp.float32)
+    diagonal = fisher.inverse_diagonal(1e-6, blocks)["b"]
+    assert_near(diagonal, np.diag(np.linalg.inv(damped)), jnp.float32)
+
+
 def test_examples_that_depend_on_each_other_in_blocks(x64):
     problem, fisher = fisher_of("batch_normed", microbatch=2)
     g, v = gradients("batch_normed"), random_like(problem.params, 6)

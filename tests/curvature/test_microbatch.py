@@ -156,6 +156,27 @@ def test_inputs_may_have_the_narrow_dtype_of_their_parameters_too():
     same(found.mean, expected.mean, 8, jnp.bfloat16)
 
 
+@pytest.mark.parametrize("options", [{}, {"key": jax.random.key(0), "samples": 300}])
+def test_the_true_fisher_of_bfloat16_outputs_is_taken_in_float32(options):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 64)), jnp.bfloat16)
+    narrow, wide = (
+        of.true_fisher_diagonal(
+            lambda p, x, dtype=dtype: x.astype(dtype) + p.astype(dtype), of.categorical, **options
+        )(jnp.zeros(64), (x, jnp.zeros(8))).mean
+        for dtype in (jnp.bfloat16, jnp.float32)
+    )  # fmt: skip
+    np.testing.assert_allclose(narrow.sum(), wide.sum(), rtol=2e-3)
+
+
+def test_what_true_fishers_refuse():
+    apply = lambda p, x: jnp.zeros((2, 3, 4)) + p
+    for key in (None, jax.random.key(0)):
+        with pytest.raises(ValueError, match=r"logits of shape \[N, K\]"):
+            of.true_fisher_diagonal(apply, of.categorical, key=key)(
+                jnp.zeros(4), (jnp.zeros((2, 1)), jnp.zeros(2))
+            )
+
+
 def test_the_exact_true_fisher_is_the_gauss_newton_diagonal_of_its_loss(x64):
     found, expected = whole("true_fisher", "mlp"), whole("gauss_newton", "mlp")
     same((found.mean, found.second_moment), (expected.mean, expected.second_moment))

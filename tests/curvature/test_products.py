@@ -135,6 +135,20 @@ def test_products_keep_the_dtypes_of_the_leaves():
             assert np.all(np.asarray(found, np.float32) == 6.0)
 
 
+@pytest.mark.parametrize("make", [jp.curvature.hvp, jp.curvature.gauss_newton_vp])
+def test_products_of_bfloat16_leaves_are_those_of_float32_rounded_once(make):
+    rng = np.random.default_rng(0)
+    w, x, y = (jnp.asarray(rng.normal(size=s), jnp.bfloat16) for s in ((3, 2), (8, 3), (8, 2)))
+    loss = lambda y, t: jnp.sum((y - t) ** 2, axis=1)
+    wide = [leaf.astype(jnp.float32) for leaf in (w, x, y)]
+    apply = lambda w, x: jnp.tanh(x @ w)
+    truth = make(apply, loss)(wide[0], (wide[1], wide[2]), jnp.ones((3, 2)))
+    for microbatch in (None, 8, 3):
+        found = make(apply, loss, microbatch=microbatch)(w, (x, y), jnp.ones_like(w))
+        assert found.dtype == jnp.bfloat16
+        assert_near(found, truth, jnp.bfloat16, 1)
+
+
 def test_what_the_products_refuse():
     loss = lambda y, t: jnp.mean((y - t) ** 2)
     product = jp.curvature.products.gauss_newton_vp(lambda w, x: x @ w, loss)

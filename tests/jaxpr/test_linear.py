@@ -21,6 +21,22 @@ def custom_jvp(x):
     return double(x)
 
 
+@jax.custom_jvp
+def bent(x):
+    return jnp.sign(x)
+
+
+bent.defjvp(lambda p, t: (bent(*p), t[0] * jnp.cos(p[0])))
+
+
+@jax.custom_jvp
+def product(a, b):
+    return a * b
+
+
+product.defjvp(lambda p, t: (product(*p), t[0] * p[1] + p[0] * t[1]))
+
+
 def custom_vjp(x):
     @jax.custom_vjp
     def double(x):
@@ -92,6 +108,11 @@ CASES = {
     "jit, remat": (lambda w, x: jax.jit(jax.checkpoint(lambda w: relu(x @ w[0]) @ w[1]))(w) + w[2],
                    "lll"),
     "custom_jvp": (lambda w, x: custom_jvp(x @ w[0]) @ w[1] + w[2], "lll"),
+    "custom_jvp, bent by its rule": (lambda w, x: bent(x @ w[0]) @ w[1] + w[2], "cll"),
+    "custom_jvp of two": (lambda w, x: product(x @ w[0], w[1]) + product(w[2], w[2]), "llc"),
+    "a remainder": (lambda w, x: (x @ w[0]) % 2 + jnp.sin(w[1] % 2) + w[2], "lcl"),
+    "a complex modulus": (lambda w, x: abs(x @ w[0] + 1j) + abs(x @ w[1]) + w[2], "cll"),
+    "a complex direction": (lambda w, x: jnp.sign(x @ w[0] + 1j).real + w[1] + w[2], "cll"),
     "custom_vjp": (lambda w, x: custom_vjp(x @ w[0]) @ w[1] + w[2], "cll"),
     "no rule": (lambda w, x: jnp.linalg.inv(w[0]) + w[1] + w[2], "cll"),
     "a while loop": (lambda w, x: lax.while_loop(lambda h: h[0, 0] < 0, lambda h: h + w[0], w[1])
