@@ -214,3 +214,14 @@ def test_a_random_mask_does_not_look_at_the_weights_and_takes_another_selection(
 def test_a_random_mask_of_a_sparsity_outside_its_range_is_an_error_at_once(sparsity):
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
         jp.freeze_random(jax.random.key(0), sparsity)
+
+
+def test_what_a_pruner_returned_is_taken_as_its_mask():
+    params = zoo.dense_params()
+    pruned = jp.one_shot(jp.saliency.magnitude(), jp.select.lowest())(params, sparsity=0.5)
+    whole = jp.freeze_pruned(jp.trees.full_mask(params)).init(params)
+    grown = jp.regrow(optax.sgd(0.1), every=np.int64(2), stop=np.int64(9), mask=pruned)
+    for state in (
+        jp.freeze_pruned(pruned).init(params), jp.with_mask(whole, pruned), grown.init(params)
+    ):  # fmt: skip
+        jax.tree.map(np.testing.assert_array_equal, jp.mask_of(state), pruned.mask)

@@ -270,3 +270,50 @@ def test_a_selection_that_would_revive_pruned_weights_cannot():
     for weights in (params, params, jax.tree.map(jnp.negative, params)):
         _, state = tx.update(params, state, weights)
     assert not jp.mask_of(state)["kernel"].any()
+
+
+PATTERN = {"kernel": jnp.arange(1.0, 17).reshape(8, 2)}
+
+
+@pytest.mark.parametrize("make", [jp.prune_gradually, jp.straight_through])
+def test_a_pattern_comes_at_once_and_what_is_reached_is_its_own_sparsity(make):
+    schedule = jp.schedule.cubic(0.9, 1000, begin=2)  # above 0 from step 3
+    tx = make(jp.saliency.magnitude(), jp.select.n_of_m(1, 4), schedule)
+    state, params, update = tx.init(PATTERN), PATTERN, jax.jit(tx.update)
+    for step in range(5):
+        updates, state = update(jax.tree.map(jnp.zeros_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+        assert zoo.dropped(jp.mask_of(state)) == (12 if step > 2 else 0)
+        assert float(state.reached) == (0.75 if step > 2 else 0)
+    assert int(state.refused) == 0
+
+
+@pytest.mark.parametrize("make", [jp.prune_gradually, jp.straight_through])
+@pytest.mark.parametrize("wrong", [90.0, 1.0, -0.5, jnp.nan, jnp.inf])
+def test_a_sparsity_outside_0_to_1_is_refused_and_counted(make, wrong):
+    schedule = lambda step: jnp.where(step == 2, wrong, 0.25)
+    tx = make(jp.saliency.magnitude(), jp.select.lowest(), schedule, every=2)
+    state, params, update = tx.init(PATTERN), PATTERN, jax.jit(tx.update)
+    for step in range(5):
+        updates, state = update(jax.tree.map(jnp.zeros_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+        assert int(state.refused) == (1 if step >= 2 else 0)
+        assert zoo.dropped(jp.mask_of(state)) == 4
+        assert float(state.reached) == 0.25
+    always = make(jp.saliency.magnitude(), jp.select.lowest(), lambda step: wrong)
+    _, state = always.update(PATTERN, always.init(PATTERN), PATTERN)
+    assert (int(state.refused), zoo.dropped(jp.mask_of(state))) == (1, 0)
+
+
+@pytest.mark.parametrize("make", [jp.prune_gradually, jp.straight_through])
+def test_arguments_of_another_kind_are_told_when_it_is_made(make):
+    by, select, schedule = jp.saliency.magnitude(), jp.select.lowest(), jp.schedule.constant(0.5)
+    with pytest.raises(TypeError, match=r"`schedule` is a function .* got 0\.9"):
+        make(by, select, 0.9)
+    with pytest.raises(TypeError, match="`saliency` is the function magnitude that makes one"):
+        make(jp.saliency.magnitude, select, schedule)
+    with pytest.raises(TypeError, match="`select` is a Selection"):
+        make(by, jp.select.lowest, schedule)
+    with pytest.raises(ValueError, match=r"`every` is steps .* integer >= 1; got 1\.5"):
+        make(by, select, schedule, every=1.5)
+    assert make(by, select, schedule, every=np.int64(2))

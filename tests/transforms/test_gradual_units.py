@@ -69,3 +69,6 @@ def test_what_cannot_be_done_is_said(problem):
         jp.straight_through(jp.saliency.magnitude(), units, schedule)
     with pytest.raises(ValueError, match="differs from the one that was coupled"):
         jp.prune_gradually(jp.saliency.magnitude(), units, schedule).init({"a": params["a"]})
+    budget = jp.select.lowest_units(coupling, budget=jp.select.Budget("parameters", 0.5))
+    with pytest.raises(ValueError, match=r"leave `budget=` out, or prune with `jp.one_shot`"):
+        jp.prune_gradually(jp.saliency.magnitude(), budget, schedule)

@@ -239,3 +239,43 @@ def test_gates_of_examples_need_an_axis_of_examples():
         run(w, jp.coupling.ones(coupling, examples=3), x)
     with pytest.raises(ValueError, match="the group has 4 units"):
         run(w, {"0": jnp.ones((2, 5))}, x)
+
+
+def hidden(width=6):
+    w = [drawn(3, width), drawn(width, 2)]
+    return w, jp.couple(lambda w, x: jax.nn.relu(x @ w[0]) @ w[1], w, drawn(2, 3))
+
+
+def test_what_a_mask_of_ones_own_prunes_stays_pruned_at_removals():
+    w, coupling = hidden()
+    tx = jp.remove_units(coupling, every=2, signal=jp.saliency.unit_magnitude(coupling))
+    given = coupling.mask({"0": np.arange(6) != 3}, w)
+    given[1] = given[1].at[0, 1].set(False)
+    params, state = w, jp.with_mask(tx.init(w), given)
+    for _ in range(8):
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, w), state, params)
+        params = optax.apply_updates(params, updates)
+        for leaf, keep in zip(params, given, strict=True):
+            assert not np.asarray(leaf)[~np.asarray(keep)].any()
+        expected = jax.tree.map(jnp.logical_and, given, coupling.mask(state.kept, w))
+        jax.tree.map(np.testing.assert_array_equal, jp.mask_of(state), expected)
+    assert int(state.kept["0"].sum()) == 2
+
+
+def test_scores_of_entries_are_summed_over_each_unit():
+    w, coupling = hidden()
+    by_unit = jp.saliency.unit_magnitude(coupling)
+    for signal in (jp.saliency.magnitude(), lambda params, batch: jax.tree.map(jnp.abs, params)):
+        states = []
+        for scores in (signal, by_unit):
+            tx = jp.remove_units(coupling, every=np.int64(1), each=np.int32(2), signal=scores)
+            states.append(tx.update(w, tx.init(w), w)[1])
+        jax.tree.map(np.testing.assert_array_equal, states[0].kept, states[1].kept)
+        assert int(states[0].kept["0"].sum()) == 4
+    # A leaf that is called as the group is no score of it.
+    named = {"a": w[0], "b": w[1]}
+    apply = lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"]
+    coupling = jp.couple(apply, named, drawn(2, 3))
+    tx = jp.remove_units(coupling, every=1, each=2, signal=jp.saliency.magnitude())
+    kept = tx.update(named, tx.init(named), named)[1].kept
+    np.testing.assert_array_equal(kept["a"], states[0].kept["0"])

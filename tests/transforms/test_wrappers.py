@@ -39,6 +39,7 @@ WRAPPERS = {
     ),
 }
 BEFORE_ONLY = {"flatten": optax.flatten}
+ALONE = {"mechanize": optax.contrib.mechanize}
 
 PLACES = [
     *[("inside", wrapper, masking) for wrapper in WRAPPERS for masking in zoo.TRANSFORMS],
@@ -53,8 +54,8 @@ PLACES = [
 def composed(place, wrapper, masking):
     optimizer = optax.adamw(zoo.LEARNING_RATE, weight_decay=zoo.DECAY)
     if place == "inside":
-        return WRAPPERS[wrapper](optax.chain(optimizer, masking))
-    return optax.chain((WRAPPERS | BEFORE_ONLY)[wrapper](optimizer), masking)
+        return (WRAPPERS | ALONE)[wrapper](optax.chain(optimizer, masking))
+    return optax.chain((WRAPPERS | BEFORE_ONLY | ALONE)[wrapper](optimizer), masking)
 
 
 @pytest.mark.every(5)
@@ -142,6 +143,55 @@ def test_schedule_free_keeps_its_evaluation_parameters_pruned_too():
         params, state = step(params, state)
     assert zoo.alive(params, mask) == 0
     assert zoo.alive(optax.contrib.schedule_free_eval_params(state, params), mask) == 0
+
+
+@pytest.mark.parametrize(("masking", "wrapper"), [
+    ("prune_gradually", "schedule_free"), ("prune_gradually", "after schedule_free"),
+    ("prune_gradually", "lookahead"), ("freeze_pruned", "after schedule_free"),
+    ("freeze_pruned", "lookahead"),
+])  # fmt: skip
+def test_parameters_that_a_wrapper_keeps_besides_are_masked_before_they_are_evaluated(
+    masking, wrapper
+):
+    masking = zoo.TRANSFORMS[masking]()
+    free = optax.contrib
+    inside = optax.chain(optax.sgd(0.1), masking)
+    tx = {
+        "schedule_free": lambda: free.schedule_free(inside, learning_rate=0.1),
+        "after schedule_free": lambda: optax.chain(free.schedule_free_sgd(0.1), masking),
+        "lookahead": lambda: optax.lookahead(inside, 3, 0.5),
+    }[wrapper]()
+    params, pair = zoo.dense_params(), wrapper == "lookahead"
+    params = optax.LookaheadParams.init_synced(params) if pair else params
+    state, update = tx.init(params), jax.jit(tx.update)
+    for _ in range(STEPS):
+        held = params.fast if pair else params
+        updates, state = update(jax.grad(zoo.loss)(held, zoo.batch()), state, params)
+        params = optax.apply_updates(params, updates)
+    inner = state[0] if wrapper.startswith("after") else state
+    found = params.slow if pair else free.schedule_free_eval_params(inner, params)
+    mask = jp.mask_of(state)
+    assert zoo.dropped(mask) == 36
+    assert zoo.alive(found, mask) > 0
+    evaluated = jp.apply_mask(found, mask)
+    assert zoo.alive(evaluated, mask) == 0
+    assert float(zoo.loss(evaluated, zoo.batch())) < float(
+        zoo.loss(zoo.dense_params(), zoo.batch())
+    )
+
+
+@pytest.mark.parametrize("masking", ["freeze_pruned", "prune_gradually"])
+def test_masks_stand_after_mechanize(masking):
+    alive = []
+    for place in ("after", "inside"):
+        tx = composed(place, "mechanize", zoo.TRANSFORMS[masking]())
+        params = zoo.dense_params()
+        state, update = tx.init(params), jax.jit(tx.update)
+        for _ in range(STEPS):
+            updates, state = update(jax.grad(zoo.loss)(params, zoo.batch()), state, params)
+            params = optax.apply_updates(params, updates)
+        alive.append(int(zoo.alive(params, jp.mask_of(state))))
+    assert alive[0] == 0 < alive[1]
 
 
 @pytest.mark.parametrize("masking", sorted(zoo.TRANSFORMS))
