@@ -153,7 +153,9 @@ def patterned(draw):
         jp.trees.label(name) for name, x in zip(names, leaves, strict=True)
         if not -x.ndim <= axis < x.ndim or x.shape[axis] % m
     ]  # fmt: skip
-    chosen = select.n_of_m(n, m, axis=axis, prunable=is_floating)
+    unique = len(set(all_names)) == len(all_names)  # a mapping tells leaves apart by name
+    given = dict.fromkeys(names, axis) if unique and draw.yes() else axis
+    chosen = select.n_of_m(n, m, axis=given, prunable=is_floating)
     sparsity = draw.one([None, 1 - n / m])
     expected = bad[0] if bad else doubles.n_of_m([wide_score(x) for x in leaves], n, m, axis)
     compare(chosen, tree, tree, sparsity, expected)
