@@ -35,6 +35,25 @@ def doubled(inputs: PyTree, examples: int) -> PyTree:
     return jax.tree.map(twice, abstract(inputs))
 
 
+def twice(read: Callable[..., Reading], inputs: PyTree, examples: int) -> Reading:
+    """A reading of the model with twice as many examples.
+
+    Raises:
+      ValueError: no input has an axis of that length in front, or the model does not run so.
+    """
+    more = doubled(inputs, examples)
+    try:
+        return read(more)
+    except Exception as error:  # the user's code may raise anything at sizes it did not expect
+        shapes = [np.shape(x) for x in jax.tree.leaves(inputs)]
+        raise ValueError(
+            f"With gates of {examples} examples the model is also read with {2 * examples}, and "
+            f"fails: {type(error).__name__}: {str(error).strip().splitlines()[0]}. Every input "
+            f"with {examples} in front is taken to hold examples; the inputs have the shapes "
+            f"{shapes}. Let one that holds none have another length, or close over it."
+        ) from error
+
+
 def example_axes(
     reading: Reading, twice: Reading, examples: int, coupling: Coupling, units: np.ndarray
 ) -> Callable[[Frame, int | Constant, np.ndarray], int]:
@@ -55,16 +74,20 @@ def example_axes(
             pairs = enumerate(zip(few, many, strict=True))
             found = [a for a, (n, m) in pairs if (n, m) == (examples, 2 * examples)]
         if len(found) != 1:
-            ids = set(units[roots].tolist())
-            names = [n for n, g in coupling.groups.items() if ids & set(g.ids.tolist())]
             raise ValueError(
-                f"The units of {names} are read where examples are not an axis of their own (they "
-                "are merged with another axis, or looped over), so they have no gates of single "
-                "examples. Leave these groups out, or score them with `jp.saliency.unit_fisher`."
+                f"The units of {groups_of(coupling, units[roots])} are read where examples are "
+                "not an axis of their own (they are merged with another axis, or looped over), so "
+                "they have no gates of single examples. Leave these groups out, or score them "
+                "with `jp.saliency.unit_fisher`."
             )
         return found[0]
 
     return axis
+
+
+def groups_of(coupling: Coupling, units: np.ndarray) -> list[str]:
+    """The names of the groups that some units belong to."""
+    return [name for name, group in coupling.groups.items() if np.isin(group.ids, units).any()]
 
 
 def _pairs(frame: Frame, other: Frame) -> Iterator[tuple[Frame, Frame]]:

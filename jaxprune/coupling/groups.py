@@ -117,6 +117,7 @@ class Coupling:
         flags: Any = np.ones(self.numbers, bool)
         for name, keep in kept.items():
             group = self.group(name)
+            keep = np.asarray(keep) if isinstance(keep, list | tuple) else keep
             if np.shape(keep) != (group.units,):
                 raise ValueError(
                     f"The group {name!r} has {group.units} units, got flags of shape "

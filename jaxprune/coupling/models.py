@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import trees
 from jaxprune.coupling import batches
 from jaxprune.coupling.finding import Source
 from jaxprune.coupling.groups import Coupling, Kept
@@ -30,6 +31,19 @@ def source_of(coupling: Coupling) -> Source:
             "one with `with_model(coupling, apply, variables, *inputs)`, or couple anew."
         )
     return coupling.source
+
+
+def check_concrete(tree: PyTree, what: str) -> None:
+    """Raise inside jit.
+
+    Raises:
+      TypeError: a leaf is traced, so that the shapes that it decides are not known.
+    """
+    if trees.is_traced(tree):
+        raise TypeError(
+            f"The shapes of a shrunk model depend on {what}, whose values are not known inside "
+            "jit, vmap or grad. Shrink outside, and jit what runs on the result."
+        )
 
 
 class _Readings:
@@ -66,11 +80,14 @@ def shrunk_apply(coupling: Coupling, kept: Kept) -> Apply:
 
     For every new shape of the inputs the ORIGINAL code is traced with the dense shapes and the
     rewritten jaxpr is evaluated on the small arrays: numbers that the code derived from a width
-    (a mean's divisor) stay the dense model's. It can be jitted and differentiated.
+    (a mean's divisor) stay the dense model's. It can be jitted and differentiated; `jax.checkpoint`
+    inside the model is not kept, put it around the result.
 
     Args:
       coupling: from `couple`.
-      kept: the units that were kept, `{group: bool[units]}`.
+      kept: the units that were kept, `{group: bool[units]}`. After `shrink` by a mask these are
+        `structure.dead_units(variables, mask, coupling).kept`: `coupling.kept(mask)` also keeps
+        units that are pruned on one side only.
 
     Returns:
       `apply(small, *inputs) -> outputs`.
@@ -78,8 +95,10 @@ def shrunk_apply(coupling: Coupling, kept: Kept) -> Apply:
     Raises:
       ValueError: a loaded coupling without a model; `kept` of another model; when called, a tree
         whose leaves have other shapes than the shrunk ones; the leaf is named.
+      TypeError: `kept` is traced.
     """
     readings = _Readings(coupling)
+    check_concrete(kept, "the units kept")
     flags = coupling.vector(kept)
     shapes = [tuple(int(np.count_nonzero(flags[ids])) for ids in axes) for axes in coupling.labels]
 
@@ -94,7 +113,9 @@ def shrunk_apply(coupling: Coupling, kept: Kept) -> Apply:
             )
             raise ValueError(
                 f"The leaf '{wrong[0]}' of the shrunk variables has shape {wrong[1]}, expected "
-                f"{wrong[2]}. Pass what `shrink` returned for the same units."
+                f"{wrong[2]}. Pass what `shrink` returned for the same units: after shrinking by a "
+                "mask these are `structure.dead_units(variables, mask, coupling).kept`, which may "
+                "be fewer than `coupling.kept(mask)`."
             )
         reading, units = readings.of(inputs)
         replay = Replay(reading.walk, RULES, ~flags[units])
@@ -131,6 +152,11 @@ def gated_apply(
     derivative in every gate besides the gradient of the parameters: what Fisher pruning needs, out
     of the train step itself (see `jp.remove_units`).
 
+    Where units end inside a function with a custom derivative, gates have the derivative of the
+    function as it is written, and everything else the author's rule, applied to the operands with
+    their units times the gates: at gates of 1 the model's gradient, at gates of 0 and 1 that of the
+    masked model. `jax.checkpoint` inside the model is not kept.
+
     Args:
       coupling: from `couple`.
       apply: in place of the model that was coupled another function of the same variables, such as
@@ -143,7 +169,8 @@ def gated_apply(
     Raises:
       ValueError: a loaded coupling without a model; when called, variables that were not coupled,
         an unknown group, or another number of gates than it has units; gates of examples on a
-        group that is read where examples are not an axis of their own.
+        group that is read where examples are not an axis of their own; gates on a group whose
+        units are read as integers or truth values.
 
     Example:
       >>> from jaxprune.coupling import couple
@@ -162,7 +189,7 @@ def gated_apply(
         reading, units = readings.of(inputs)
         rows = None
         if examples is not None:
-            twice = readings.of(batches.doubled(inputs, examples))[0]
+            twice = batches.twice(lambda x: readings.of(x)[0], inputs, examples)
             rows = batches.example_axes(reading, twice, examples, coupling, units)
         has = np.zeros(coupling.numbers, bool)
         for name in gates:
@@ -174,6 +201,7 @@ def gated_apply(
             lambda roots: _along(coupling, gates, units[roots]),
             has[units],
             rows,
+            lambda roots: batches.groups_of(coupling, units[roots]),
         )
         outs = replay.run(reading.frame, [*jax.tree.leaves(variables), *jax.tree.leaves(inputs)])
         return jax.tree.unflatten(jax.tree.structure(reading.outputs), outs)

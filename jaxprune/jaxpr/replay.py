@@ -35,6 +35,7 @@ class Replay:
         it is contracted or summed. Of rank 2, it has a row for every example.
       gated: bool per label: which have a gate.
       rows: for gates of rank 2, the axis of an operand that runs over examples.
+      names: of the groups that some labels belong to, to name them.
     """
 
     def __init__(
@@ -45,9 +46,10 @@ class Replay:
         gates: Callable[[np.ndarray], Any] | None = None,
         gated: np.ndarray | None = None,
         rows: Callable[[Frame, int | Constant, np.ndarray], int] | None = None,
+        names: Callable[[np.ndarray], list[str]] | None = None,
     ) -> None:
         self.walk, self.rules, self.removed = walk, rules, removed
-        self.gates, self.gated, self.rows = gates, gated, rows
+        self.gates, self.gated, self.rows, self.names = gates, gated, rows, names
 
     def keeps(self, labels: np.ndarray) -> np.ndarray | None:
         """Which slices of an axis are kept; None if all are."""
@@ -89,9 +91,12 @@ class Replay:
     ) -> list[Any]:
         holds = [frame.value(operand) for operand in equation.operands]
         results = [frame.values[variable] for variable in equation.results]
-        if index in frame.inner and (self.touches([*holds, *results]) or self._gated_inside(frame)):
+        if index in frame.inner and (
+            self.touches([*holds, *results]) or self.gated_inside(frame).size
+        ):
             return self.rules[equation.name](self, frame, equation, operands)
-        operands = self._with_gates(frame, equation, holds, operands)
+        found = self._gated_axes(equation, holds)
+        operands = self.times_gates(frame, equation, operands, found)
         if not self.touches([*holds, *results]):
             return equations.apply(equation, operands)
         short = self.rules.get(equation.name)
@@ -99,20 +104,19 @@ class Replay:
             return short(self, frame, equation, operands)
         return equations.apply(equation, operands)
 
-    def _gated_inside(self, frame: Frame) -> bool:
-        """True if an equation that calls programs has a gate anywhere inside."""
-        if self.gated is None:
-            return False
-        inside = [frame.inner[frame.index]]
+    def gated_inside(self, frame: Frame) -> np.ndarray:
+        """The classes of labels with a gate anywhere inside the equation at `frame.index`."""
+        roots = [np.zeros(0, np.int64)]
+        inside = [frame.inner[frame.index]] if self.gated is not None else []
         while inside:
             for called in inside.pop():
                 for index, equation in enumerate(called.program.equations):
                     holds = [called.value(operand) for operand in equation.operands]
-                    if any(self._gated_axes(equation, holds)):
-                        return True
+                    for operand, axis in self._gated_axes(equation, holds):
+                        roots.append(self.walk.classes.find(holds[operand].labels[axis]))
                     if index in called.inner:
                         inside.append(called.inner[index])
-        return False
+        return np.unique(np.concatenate(roots))
 
     def _gated_axes(self, equation: Equation, holds: Sequence[Value]) -> list[tuple[int, int]]:
         """(operand, axis) for every axis that ends in this equation and carries gates."""
@@ -135,23 +139,51 @@ class Replay:
                 found.append((operand, axes[operand]))
         return found
 
-    def _with_gates(
-        self, frame: Frame, equation: Equation, holds: Sequence[Value], operands: list[Any]
+    def times_gates(
+        self,
+        frame: Frame,
+        equation: Equation,
+        operands: list[Any],
+        found: Sequence[tuple[int, int]],
+        *,
+        constant: bool = False,
     ) -> list[Any]:
-        found = self._gated_axes(equation, holds)
+        """The operands, multiplied by the gates along the axes (operand, axis) that were found.
+
+        What is multiplied over the axis is moved towards 1 instead: a gate of 0 leaves the others.
+
+        Args:
+          frame, equation, operands: what is evaluated.
+          found: the axes.
+          constant: the gates have no derivative here.
+
+        Raises:
+          ValueError: integers or truth values, which a gate between 0 and 1 cannot multiply.
+        """
         if not found or self.gates is None:
             return operands
         operands = list(operands)
         for operand, axis in found:
             x = operands[operand]
-            roots = self.walk.classes.find(holds[operand].labels[axis])
+            roots = self.walk.classes.find(frame.value(equation.operands[operand]).labels[axis])
+            if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+                raise ValueError(
+                    f"The units of {self.names(roots) if self.names else 'some groups'} are read "
+                    f"as {jnp.result_type(x)} at {equations.line_of(equation)}, which no gate can "
+                    "multiply. Give no gates to these groups."
+                )
             gates, along = self.gates(roots), [axis]
+            if constant:
+                gates = jax.lax.stop_gradient(gates)
             if gates.ndim == 2:
                 assert self.rows is not None, "gates of examples come with their axis"
                 along = [self.rows(frame, equation.operands[operand], roots), axis]
                 gates = gates if along[0] < axis else gates.T
             shape = [jnp.shape(x)[a] if a in along else 1 for a in range(jnp.ndim(x))]
-            operands[operand] = x * gates.astype(x.dtype).reshape(shape)
+            gates = gates.astype(x.dtype).reshape(shape)
+            operands[operand] = x * gates
+            if equation.name == "reduce_prod":
+                operands[operand] += 1 - gates
         return operands
 
     def shorten(self, array: Any, keeps: Sequence[np.ndarray | None]) -> Any:

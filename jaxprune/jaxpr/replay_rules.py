@@ -142,7 +142,7 @@ def _custom_jvp(replay: Replay, frame: Frame, equation: Equation, operands: list
     """The same function with the same derivative: the author's rule, traced and replayed too."""
     [called] = frame.inner[frame.index]
     if replay.gated is not None:
-        return replay.run(called, operands)  # no rule of the author's knows of gates
+        return _with_gates_inside(replay, frame, equation, operands)
     holds = [frame.value(operand) for operand in equation.operands]
     keeps = [replay.kept(frame.values[variable]) for variable in equation.results]
     smooth = [jnp.issubdtype(jnp.result_type(x), jnp.inexact) for x in operands]
@@ -175,7 +175,7 @@ def _custom_vjp(replay: Replay, frame: Frame, equation: Equation, operands: list
     """The same for a reverse rule: the author's pull-back, traced with its forward pass."""
     [called] = frame.inner[frame.index]
     if replay.gated is not None:
-        return replay.run(called, operands)
+        return _with_gates_inside(replay, frame, equation, operands)
     holds = [frame.value(operand) for operand in equation.operands]
     outs = [frame.values[variable] for variable in equation.results]
     smooth = [jnp.issubdtype(jnp.result_type(x), jnp.inexact) for x in operands]
@@ -200,6 +200,44 @@ def _custom_vjp(replay: Replay, frame: Frame, equation: Equation, operands: list
 
     short.defvjp(lambda *args: (short(*args), args), back)
     return list(short(*operands))
+
+
+def _with_gates_inside(
+    replay: Replay, frame: Frame, equation: Equation, operands: list[Any]
+) -> list[Any]:
+    """The program's value and derivatives in gates, with the author's derivatives in operands.
+
+    No rule of the author's knows of gates. It is applied to the operands with their units times the
+    gates: at gates of 1 that is the rule, at gates of 0 and 1 the rule of the masked model.
+    """
+    [called] = frame.inner[frame.index]
+    classes, inside = replay.walk.classes, replay.gated_inside(frame)
+    found = [
+        (operand, axis)
+        for operand, variable in enumerate(equation.operands)
+        if jnp.issubdtype(jnp.result_type(operands[operand]), jnp.inexact)
+        and (replay.rows is None or frame.value(variable).varies)  # gates of examples: no weights
+        for axis, labels in enumerate(frame.value(variable).labels)
+        if np.isin(classes.find(labels), inside).any()
+    ]
+    moved = replay.times_gates(frame, equation, operands, found, constant=True)
+    values = replay.run(called, [lax.stop_gradient(x) for x in operands])
+    derived = equations.apply(equation, moved)
+    return [
+        _with_derivative_of(value, other) if jnp.issubdtype(value.dtype, jnp.inexact) else value
+        for value, other in zip(values, derived, strict=True)
+    ]
+
+
+@jax.custom_jvp
+def _with_derivative_of(value: Any, other: Any) -> Any:
+    """The value, with the derivative of the sum of both."""
+    return value
+
+
+@_with_derivative_of.defjvp
+def _sum_of_derivatives(primals: Any, tangents: Any) -> Any:
+    return primals[0], tangents[0] + tangents[1]
 
 
 def _held(equation: Equation, args: Any, smooth: list[bool]) -> tuple[Any, list[Any]]:

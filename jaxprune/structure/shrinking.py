@@ -9,6 +9,7 @@ import jax
 
 from jaxprune import trees
 from jaxprune.coupling.groups import Coupling, Kept
+from jaxprune.coupling.models import check_concrete
 from jaxprune.structure.carrying import carry_along
 from jaxprune.structure.dead import dead_units
 from jaxprune.structure.slices import cut
@@ -27,8 +28,10 @@ def shrink(
     A unit goes if all its slices are pruned; or if all its incoming or all its outgoing weights
     are. With only the incoming ones pruned it still emits a constant (its bias, BatchNorm's offset
     through the activation), which is moved into the next bias or mean. Where that cannot be exact
-    (zero padding, a sum over the axis) the unit stays, masked, and a warning says why. What is
-    pruned in between stays 0. An array that lies on a mesh stays there, each axis cut as it was if
+    (zero padding, a sum over the axis, a bias whose entry is pruned) the unit stays, masked, and a
+    warning says why. So more units may go than `coupling.kept(mask)` says: those that stayed, for
+    `shrunk_apply`, are `dead_units(variables, mask, coupling).kept`. What is pruned in between
+    stays 0. An array that lies on a mesh stays there, each axis cut as it was if
     the mesh axes divide its new size; otherwise that axis is whole on every device.
 
     Args:
@@ -47,8 +50,9 @@ def shrink(
 
     Raises:
       ValueError: trees that differ from what was coupled; a group that would be left empty; a
-        leaf of `others` whose shape belongs to no variable and no `optimizer` was given.
-      TypeError: a mask that is not bool.
+        leaf of `others` that cannot be sliced, or has the length of a changed axis and no
+        variable's name at the end of its own, and no `optimizer` was given.
+      TypeError: a mask that is not bool, or traced.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np
@@ -62,6 +66,7 @@ def shrink(
     """
     coupling.check(variables)
     trees.check_like(variables, mask, "mask", boolean=True)
+    check_concrete(mask, "the mask")
     dead = dead_units(variables, mask, coupling)
     for name, why in dead.stuck.items():
         warnings.warn(
@@ -91,8 +96,10 @@ def shrink_units(variables: Params, kept: Kept, coupling: Coupling) -> Params:
 
     Raises:
       ValueError: an unknown group, a wrong number of units, a group left empty.
+      TypeError: `kept` is traced, or not bool.
     """
     coupling.check(variables)
+    check_concrete(kept, "the units kept")
     flags = coupling.vector(kept)
     leaves, structure = jax.tree.flatten(variables)
     small = [cut(leaf, axes, flags) for leaf, axes in zip(leaves, coupling.labels, strict=True)]

@@ -106,6 +106,8 @@ MODELS = {
     "largest_row": (changed(lambda h: h.at[0].max(h[1])), ((5, 6), (1, 2)), (4, 5), [6]),
     "cosines_of_a_row": (changed(lambda h: h.at[0].apply(jnp.cos)), ((5, 6), (1, 2)), (4, 5), []),
     "rounded": (changed(jnp.round), ((5, 6), (1, 2)), (4, 5), [6]),
+    "products": (changed(lambda h: h, lambda h: jnp.exp(h / 9).prod(-1, keepdims=True)),
+                 ((5, 6), (1, 2)), (4, 5), [6]),
     # several operands, and axes that are not the last
     "reduced_in_pairs": (reduced_in_pairs(0), PAIRS, (4, 5), [6]),
     "reduced_in_pairs_over_units": (reduced_in_pairs(1), PAIRS, (4, 5), []),
