@@ -78,6 +78,11 @@ def compare(
     for one, two in zip(jax.tree.leaves(expected), jax.tree.leaves(outputs), strict=True):
         if trees.is_inexact(one) and one.size:
             _check_near(np.asarray(one), np.asarray(two), fails, advice)
+        elif not bool(jnp.all(one == two)):
+            raise ValueError(
+                f"{fails}computes something else: {int(jnp.sum(one != two))} of {one.size} outputs "
+                f"of dtype {one.dtype} differ. {advice}"
+            )
 
 
 def _check_near(expected: Any, found: Any, fails: str, advice: str) -> None:

@@ -27,10 +27,12 @@ def carry_along(
 
     A leaf with the name of a variable and fewer axes (Adafactor's row and column statistics) is
     sliced along the axes it has; what then has another shape than the optimizer would give it is
-    initialised anew. `{group: [units]}` (what `remove_units` has summed) loses the units.
+    initialised anew, whatever its name. `{group: [units]}` (what `remove_units` has summed) loses
+    the units.
     """
     ends = _ends(coupling)
     changed = [not flags[np.concatenate([*axes, [0]])].all() for axes in coupling.labels]
+    sizes = _changed_sizes(coupling, flags)
     results = []
     for other in others:
         fresh = _fresh(other, optimizer, variables, small)
@@ -42,17 +44,24 @@ def carry_along(
             if isinstance(leaf, _Sliced):
                 new.append(leaf.value)
                 continue
-            number = _variable(name, leaf, ends, coupling)
-            if number is None or not changed[number] or np.ndim(leaf) == 0:
-                new.append(leaf)
-                continue
-            found = _sliced(leaf, coupling.shapes[number], coupling.labels[number], flags)
+            number = _variable(name, leaf, ends, coupling) if np.ndim(leaf) else None
+            lost = trees.is_inexact(leaf) and sizes & set(np.shape(leaf))
+            if number is None and fresh is None and lost:
+                raise ValueError(
+                    f"Cannot slice {trees.label(name)} of shape {np.shape(leaf)}: its name ends in "
+                    "no variable's, and it is as long as one whose units are removed. Pass "
+                    "`optimizer=` so that it can be initialised anew, or leave it out."
+                )
+            found = leaf
+            if number is not None and changed[number]:
+                found = _sliced(leaf, coupling.shapes[number], coupling.labels[number], flags)
             if found is None and fresh is not None and np.shape(leaf) == np.shape(fresh[place]):
                 found = leaf  # a placeholder of Adafactor's, say
             if fresh is not None and (found is None or np.shape(found) != np.shape(fresh[place])):
                 renewed.append(name)
                 found = fresh[place]
             if found is None:
+                assert number is not None, "only what belongs to a variable is sliced"
                 raise ValueError(
                     f"Cannot slice {trees.label(name)} of shape {np.shape(leaf)}: it belongs to "
                     f"'{coupling.names[number]}' of shape {coupling.shapes[number]}, whose units "
@@ -66,6 +75,13 @@ def carry_along(
             )
         results.append(jax.tree.unflatten(structure, new))
     return results
+
+
+def _changed_sizes(coupling: Coupling, flags: np.ndarray) -> set[int]:
+    """Lengths of axes that lose units, and the number of all entries, which a vector may hold."""
+    axes = [ids for leaf in coupling.labels for ids in leaf]
+    found = {len(ids) for ids in axes if not flags[ids].all()}
+    return found | {coupling.parameters()} if found else found
 
 
 class _Sliced:
@@ -137,7 +153,7 @@ def _variable(
     """The variable whose name ends this name: the longest one, of its shape if possible."""
     parts = name.split("/")
     found: list[tuple[int, int]] = []
-    for start in range(len(parts)):
+    for start in range(len(parts) + 1):
         found += ends.get("/".join(parts[start:]), [])
     same = [(depth, n) for depth, n in found if coupling.shapes[n] == np.shape(leaf)]
     best = max(same or found, default=None, key=lambda pair: pair[0])

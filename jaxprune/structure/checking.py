@@ -13,6 +13,7 @@ from jaxprune.coupling.groups import Coupling
 from jaxprune.coupling.models import shrunk_apply, source_of
 from jaxprune.structure.dead import dead_units
 from jaxprune.structure.shrinking import shrink
+from jaxprune.structure.slices import numbers
 from jaxprune.types import Mask, Params, PyTree
 
 
@@ -97,7 +98,7 @@ def _apart(a: Any, b: Any) -> tuple[float, float]:
     largest, scale = 0.0, 0.0
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         if jnp.issubdtype(jnp.result_type(x), jnp.number) and np.size(x):
-            x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+            x, y = numbers(x), numbers(y)
             if not np.isfinite(x).all():
                 raise ValueError(
                     f"The masked model's outputs are not finite at {int((~np.isfinite(x)).sum())} "

@@ -16,8 +16,9 @@ import jax
 import numpy as np
 
 from jaxprune.coupling.groups import Coupling, outer
+from jaxprune.coupling.models import check_concrete
 from jaxprune.jaxpr import equations
-from jaxprune.jaxpr.labels import Emits
+from jaxprune.jaxpr.labels import Emits, Event
 from jaxprune.jaxpr.reading import Reading, read_program
 from jaxprune.structure.folding import Fold, fold
 from jaxprune.structure.slices import numbers
@@ -46,13 +47,16 @@ def dead_units(variables: Params, mask: Mask, coupling: Coupling) -> Dead:
 
     Raises:
       ValueError: a group would be left empty.
+      TypeError: the mask is traced; or the variables are, and a constant depends on them.
     """
+    check_concrete(mask, "the mask")
     kept = coupling.kept(mask)
     flags = coupling.vector(kept)
     masks = [np.asarray(leaf) for leaf in jax.tree.leaves(mask)]
     if coupling.source is None or not (_touched(coupling, masks, len(flags)) & flags).any():
         return Dead(kept, {}, {})
     source = coupling.source
+    check_concrete(variables, "the constants that units pruned on one side leave behind")
     program, _ = equations.trace(source.apply, source.variables, *source.inputs)
     values = [numbers(leaf) for leaf in jax.tree.leaves(variables)]
     folds: dict[int, np.ndarray] = {}
@@ -65,7 +69,7 @@ def dead_units(variables: Params, mask: Mask, coupling: Coupling) -> Dead:
         facts = [_facts(v, m) for v, m in zip(held, masks, strict=True)]
         reading = read_program(program, coupling.shapes, "allow", source.choices, facts)
         candidates = _touched(coupling, masks, len(flags)) & flags
-        gone, new, stuck = _dead(reading, coupling, candidates, held)
+        gone, new, stuck = _dead(reading, coupling, candidates, held, masks)
         if not gone.any():
             return Dead({name: flags[g.ids] for name, g in coupling.groups.items()}, folds, stuck)
         flags = flags & ~gone
@@ -96,17 +100,23 @@ def _any(leaf: np.ndarray, axis: int) -> Any:
 
 
 def _facts(values: np.ndarray, mask: np.ndarray) -> tuple[Emits, ...]:
-    """Per axis: 0 where a slice is pruned whole, its number where it is a single number."""
+    """Per axis: 0 where a slice is pruned whole and took no constant over, its number where it is
+    a single real number."""
+    live = mask | (values != 0)
     return tuple(
-        values.reshape(-1)
+        np.where(values.imag == 0, values.real, np.nan).reshape(-1)
         if math.prod(values.shape) == n
-        else np.where(_any(mask, axis), np.nan, 0.0)
+        else np.where(_any(live, axis), np.nan, 0.0)
         for axis, n in enumerate(values.shape)
     )
 
 
 def _dead(
-    reading: Reading, coupling: Coupling, candidates: np.ndarray, values: list[np.ndarray]
+    reading: Reading,
+    coupling: Coupling,
+    candidates: np.ndarray,
+    values: list[np.ndarray],
+    masks: list[np.ndarray],
 ) -> tuple[np.ndarray, list[Fold], dict[str, str]]:
     """Units that can go now: those that leave nothing behind; if none does, those that fold."""
     units = coupling.units_of(reading)
@@ -121,7 +131,7 @@ def _dead(
     if exact.any() or not constant.any():
         return exact, [], {}
     folds: list[Fold] = []
-    stuck: dict[int, str] = {}
+    stuck: dict[int, str] = _one_axis_each(ends, constant)
     while constant.any():
         folds = []
         refused: dict[int, str] = {}
@@ -129,6 +139,9 @@ def _dead(
             where = constant[ids] & ~event.exact
             if where.any():
                 found = fold(reading.frame, event, where, values)
+                if not isinstance(found, str) and (found.amount[~masks[found.leaf]] != 0).any():
+                    name = coupling.names[found.leaf]
+                    found = f"entries of {name!r} that would take the constant are pruned"
                 if isinstance(found, str):
                     refused.update(dict.fromkeys(ids[where].tolist(), found))
                 else:
@@ -144,3 +157,24 @@ def _dead(
         if unit in stuck
     }
     return constant, folds, names
+
+
+def _one_axis_each(
+    ends: Sequence[tuple[Event, np.ndarray]], constant: np.ndarray
+) -> dict[int, str]:
+    """Of a product contracted along several axes, leave the constants of the first for now.
+
+    Where two axes meet, an entry would be counted twice; the next turn finds the first cut short.
+    """
+    first: dict[tuple[int, int], tuple[Event, np.ndarray]] = {}
+    stuck = {}
+    for event, ids in ends:
+        units = ids[constant[ids] & ~event.exact]
+        if not units.size:
+            continue
+        seen, taken = first.setdefault((id(event.frame), event.at), (event, units))
+        if seen is not event:
+            constant[units] = False
+            for unit in np.intersect1d(units, taken).tolist():
+                stuck[unit] = "it is contracted along two axes of one product, which meet"
+    return stuck

@@ -11,6 +11,7 @@ import numpy as np
 from jaxprune.jaxpr import equations
 from jaxprune.jaxpr.equations import Constant, Equation
 from jaxprune.jaxpr.labels import Event, Frame, known
+from jaxprune.structure.slices import numbers
 
 _PASSES = ("convert_element_type", "copy", "copy_p")
 _MOVES = (*_PASSES, "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose")
@@ -85,8 +86,9 @@ def _convolved(
 
 def _value(frame: Frame, operand: Any, values: Sequence[np.ndarray]) -> np.ndarray | None:
     """An operand that depends on parameters alone, in float64 if it is a parameter, moved."""
-    if isinstance(operand, Constant):
-        return np.asarray(operand.value, np.float64)
+    found = frame.static(operand)
+    if found is not None:
+        return numbers(found)
     if operand in frame.program.arguments:
         number = frame.program.arguments.index(operand)
         return values[number] if number < len(values) else None
@@ -102,17 +104,20 @@ def _value(frame: Frame, operand: Any, values: Sequence[np.ndarray]) -> np.ndarr
             equation,
             [np.asarray(o, s) for o, s in zip(operands, frame.dtypes(equation), strict=True)],
         )
-    return np.asarray(results[equation.results.index(operand)], np.float64)
+    return numbers(results[equation.results.index(operand)])
+
+
+def _read_once(frame: Frame, variable: int) -> bool:
+    return len(frame.consumers(variable)) == 1 and variable not in frame.program.outputs
 
 
 def _bias(frame: Frame, equation: Equation, axes: list[int], total: np.ndarray) -> Fold | None:
     """The leaf added to (or subtracted from) the result of an equation, and its share."""
     variable = equation.results[0]
     while True:
-        readers = frame.consumers(variable)
-        if len(readers) != 1 or variable in frame.program.outputs:
+        if not _read_once(frame, variable):
             return None
-        reader = frame.program.equations[readers[0]]
+        reader = frame.program.equations[frame.consumers(variable)[0]]
         if reader.name not in _PASSES:
             break
         variable = reader.results[0]
@@ -125,11 +130,11 @@ def _bias(frame: Frame, equation: Equation, axes: list[int], total: np.ndarray) 
     operand = reader.operands[1 - mine]
     while not isinstance(operand, Constant) and operand not in frame.program.arguments:
         moved = frame.program.equations[frame.definition(operand)]
-        if moved.name not in _MOVES or len(frame.consumers(operand)) != 1:
+        if moved.name not in _MOVES or not _read_once(frame, operand):
             return None
         chain.insert(0, moved)
         operand = moved.operands[0]
-    if isinstance(operand, Constant) or len(frame.consumers(operand)) != 1:
+    if isinstance(operand, Constant) or not _read_once(frame, operand):
         return None
     leaf = frame.program.arguments.index(operand)
     shape = frame.program.shapes[operand].shape
@@ -146,6 +151,8 @@ def _bias(frame: Frame, equation: Equation, axes: list[int], total: np.ndarray) 
     line = probe[tuple(slice(None) if a in axes else slice(1) for a in range(probe.ndim))]
     if (line != probe).any() or line.size != total.size:
         return None
-    amount = np.zeros(total.size)
+    if np.iscomplexobj(total) and not np.issubdtype(frame.program.shapes[operand].dtype, complex):
+        return None
+    amount = np.zeros(total.size, total.dtype)
     amount[line.reshape(-1)] = total.reshape(-1) * (1 if reader.name != "sub" else -1)
     return Fold(leaf, amount.reshape(shape))

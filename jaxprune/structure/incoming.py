@@ -17,6 +17,7 @@ from jaxprune.coupling.groups import Group, Member
 from jaxprune.jaxpr import equations
 from jaxprune.jaxpr.equations import Constant, Equation
 from jaxprune.jaxpr.labels import Frame
+from jaxprune.structure.slices import numbers
 from jaxprune.structure.ways import PASSES, Ways, Wiring
 
 _ADDITIVE = ("add", "add_any", "sub", "concatenate", "gather")
@@ -45,11 +46,13 @@ class Incoming(NamedTuple):
       sources: the products.
       rest: [units, n], other incoming slices as they are.
       other: leaves among these that do more than being added.
+      products: lines where what one source makes is multiplied with what another makes.
     """
 
     sources: tuple[Source, ...]
     rest: np.ndarray
     other: tuple[str, ...]
+    products: tuple[str, ...]
 
 
 def incoming(wired: Wiring, group: Group, ways: Ways, values: Sequence[np.ndarray]) -> Incoming:
@@ -60,11 +63,14 @@ def incoming(wired: Wiring, group: Group, ways: Ways, values: Sequence[np.ndarra
       values: every leaf, in float64.
     """
     known = Known(wired.frame, values)
-    sources, seen = [], set()
+    sources: list[Source] = []
+    seen: set[int] = set()
+    starts: dict[int, int] = {}
     for at, equation in enumerate(wired.frame.program.equations):
         made = _made(wired, equation, group)
         if made is not None:
             source, leaves = _source(wired, known, at, group, *made)
+            starts[equation.results[0]] = len(sources)
             sources.append(source)
             seen |= leaves
     names = wired.coupling.names
@@ -72,7 +78,26 @@ def incoming(wired: Wiring, group: Group, ways: Ways, values: Sequence[np.ndarra
     parts = [_slices(values[names.index(m.leaf)], m) for m in rest]
     other = [m.leaf for m in rest if not _only_added(wired, names.index(m.leaf))]
     empty = np.zeros((group.units, 0))
-    return Incoming(tuple(sources), np.concatenate([empty, *parts], axis=1), tuple(other))
+    products = _products(wired, group, starts)
+    return Incoming(tuple(sources), np.concatenate([empty, *parts], axis=1), tuple(other), products)
+
+
+def _products(wired: Wiring, group: Group, starts: dict[int, int]) -> tuple[str, ...]:
+    """Lines where units of different sources are multiplied or divided: gated units, say."""
+    if len(starts) < 2:
+        return ()
+    frame, lines = wired.frame, []
+    made: dict[int, frozenset[int]] = {v: frozenset([number]) for v, number in starts.items()}
+    for equation in frame.program.equations:
+        found = [made.get(o, frozenset()) for o in equation.operands if isinstance(o, int)]
+        meet = {sources for sources in found if sources}
+        if len(meet) > 1 and equation.name in ("mul", "div", "dot_general"):
+            lines.append(equations.line_of(equation))
+        for variable in equation.results:
+            labels = frame.values[variable].labels
+            if meet and any(np.isin(wired.ids(axis), group.ids).any() for axis in labels):
+                made.setdefault(variable, frozenset().union(*meet))
+    return tuple(dict.fromkeys(lines))
 
 
 def slices(values: np.ndarray, member: Member) -> np.ndarray:
@@ -102,9 +127,10 @@ class Known:
 
     def __call__(self, operand: int | Constant) -> np.ndarray | None:
         """A value in float64; None if it depends on the inputs."""
-        if isinstance(operand, Constant):
-            return np.asarray(operand.value, np.float64)
-        if self.frame.value(operand).varies:
+        found = self.frame.static(operand)
+        if found is not None:
+            return numbers(found)
+        if isinstance(operand, Constant) or self.frame.value(operand).varies:
             return None
         if operand not in self._values:
             index = self.frame.definition(operand)
@@ -116,7 +142,7 @@ class Known:
             with jax.ensure_compile_time_eval():
                 results = equations.apply(equation, [np.asarray(self(o), d) for o, d in pairs])
             for variable, result in zip(equation.results, results, strict=True):
-                self._values[variable] = np.asarray(result, np.float64)
+                self._values[variable] = numbers(result)
         return self._values[operand]
 
     def leaves(self, operand: int | Constant) -> set[int]:

@@ -115,6 +115,12 @@ def merge_similar(
                 f"{sorted(made.other)}, which no product of theirs absorbs. Leave the group out, "
                 "or use `reconstruct`."
             )
+        if made.products:
+            raise ValueError(
+                f"Cannot merge units of the group {name!r} by scale: what makes them is multiplied "
+                f"with each other at {', '.join(made.products)}. Leave the group out, or use "
+                "`merge_pairs` or `reconstruct`."
+            )
         into, scales = _most_similar(made, keep, threshold)
         offsets = _offsets(made, into, scales, keep)
         work.pour(group, ways, into, scales)
@@ -197,6 +203,10 @@ class _Work:
     def ways(self, group: Group) -> Ways:
         """The ways of a group, all of its ways out known."""
         ways = ways_of(self.wired, group)
+        names = [m.leaf for m in group.members]
+        pairs = zip(self.coupling.names, self.values, strict=True)
+        if found := [n for n, v in pairs if n in names and np.iscomplexobj(v)]:
+            raise ValueError(f"Units of {group.name!r} are complex ({found}): leave the group out.")
         if ways.why or not ways.outs:
             raise ValueError(
                 f"Cannot merge units of the group {group.name!r}, whose outgoing weights are not "

@@ -150,8 +150,8 @@ def reinitialise(
     c / fan (He, LeCun: fan "in"; Glorot: "avg") then has the variance c / fan of the SMALL net.
     The fans are read off the products: of a dense layer the lengths that are contracted and that
     are not, of a convolution these times the kernel's positions; a leaf that several products read
-    has those of the first. Biases, norms, statistics and embeddings are sliced as they are, and a
-    kernel that starts at zero stays zero.
+    has those of the first, and leaves that are concatenated each have their own. Biases, norms,
+    statistics and embeddings are sliced as they are, and a kernel that starts at zero stays zero.
 
     Args:
       init: `key -> variables`, of the model that was coupled; or of a small model, whose shapes are
@@ -205,11 +205,10 @@ def _fans(wired: Wiring, flags: np.ndarray) -> dict[int, tuple[_Fans, _Fans]]:
             axes = _fan_axes(equation, side, len(value.labels))
             if axes is None or value.varies or not values[1 - side].varies:
                 continue
-            leaf = _leaf(wired, value.labels)
-            if leaf is not None and leaf not in found:
-                whole = [len(labels) for labels in value.labels]
-                small = [int(flags[wired.ids(labels)].sum()) for labels in value.labels]
-                found[leaf] = (_sizes(whole, axes), _sizes(small, axes))
+            for leaf, labels in _leaves(wired, value.labels).items():
+                whole = [len(ids) for ids in labels]
+                small = [int(flags[wired.ids(ids)].sum()) for ids in labels]
+                found.setdefault(leaf, (_sizes(whole, axes), _sizes(small, axes)))
     return found
 
 
@@ -236,10 +235,19 @@ def _fan_axes(equation: Equation, side: int, rank: int) -> _Axes | None:
     return ended, tuple(a for a in range(rank) if a not in (*ended, *shared))
 
 
-def _leaf(wired: Wiring, labels: tuple[np.ndarray, ...]) -> int | None:
-    """The leaf whose own labels an operand's axes bear."""
+def _leaves(wired: Wiring, labels: tuple[np.ndarray, ...]) -> dict[int, tuple[np.ndarray, ...]]:
+    """The leaf whose own labels an operand's axes bear, or those that are concatenated there.
+
+    With each go the labels of the axes, of an axis along which it is concatenated only its own.
+    """
+    first: dict[int, tuple[np.ndarray, ...]] = {}
+    parts: dict[int, tuple[np.ndarray, ...]] = {}
     for number, axes in enumerate(wired.reading.labels):
         mine = np.concatenate([np.zeros(0, np.int64), *(ids for ids in axes if len(ids) > 1)])
-        if any(len(ids) > 1 and np.isin(ids, mine).all() for ids in labels):
-            return number
-    return None
+        own = [np.isin(ids, mine) & (len(ids) > 1) for ids in labels]
+        if any(where.any() and not where.all() for where in own):
+            pairs = zip(labels, own, strict=True)
+            parts[number] = tuple(ids[where] if where.any() else ids for ids, where in pairs)
+        elif not first and any(where.size and where.all() for where in own):
+            first[number] = labels
+    return first | parts

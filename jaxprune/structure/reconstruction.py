@@ -137,6 +137,8 @@ def _unlike(wired: Wiring, use: Use) -> str:
     mine = wired.equation(use.at)
     if mine.name == "conv_general_dilated" and use.operand == 0:
         return f"the leaf {leaf!r} is the image of a convolution at {equations.line_of(mine)}"
+    if any(np.issubdtype(dtype, np.complexfloating) for dtype in wired.frame.dtypes(mine)):
+        return f"the leaf {leaf!r} or what it reads is complex at {equations.line_of(mine)}"
     for other in wired.uses[use.leaf]:
         if other.at < 0:
             return f"the leaf {leaf!r} is an output of the model"

@@ -79,7 +79,8 @@ def smaller_sharding(sharding: NamedSharding, shape: Sequence[int]) -> NamedShar
 
 
 def numbers(leaf: Any) -> np.ndarray:
-    """A leaf in float64; zeros for PRNG keys."""
+    """A leaf in float64, a complex one in complex128; zeros for PRNG keys."""
     if jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.extended):
         return np.zeros(np.shape(leaf))
-    return np.asarray(leaf).astype(np.float64)
+    array = np.asarray(leaf)
+    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)

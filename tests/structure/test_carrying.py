@@ -164,6 +164,31 @@ def test_a_state_that_cannot_be_sliced_is_an_error_that_names_it():
         jp.shrink(variables, mask, coupling, {"rows": {"a": jnp.ones(6)}})
 
 
+@pytest.mark.parametrize("name", ["sm3", "flatten", "a single array"])
+def test_a_state_with_names_of_its_own_is_sliced_or_initialised_anew(name):
+    apply, variables = lambda v, x: jax.nn.relu(x @ v["a"]) @ v["b"], {"a": (5, 6), "b": (6, 2)}
+    variables = {leaf: jnp.ones(shape) for leaf, shape in variables.items()}
+    tx = optax.sm3(0.1) if name == "sm3" else optax.flatten(optax.adam(0.1))
+    if name == "a single array":
+        apply, variables, tx = (
+            lambda v, x: jax.nn.relu(x @ v) @ v.T,
+            jnp.ones((5, 6)),
+            optax.adam(1),
+        )
+    coupling = jp.couple(apply, variables, jnp.ones((2, 5)))
+    mask = coupling.mask({n: np.arange(6) < 4 for n in coupling.groups}, variables)
+    state = tx.init(variables)
+    if name == "a single array":
+        small, state = jp.shrink(variables, mask, coupling, state)
+    else:
+        with pytest.raises(ValueError, match=r"ends in no variable's.*Pass `optimizer="):
+            jp.shrink(variables, mask, coupling, state)
+        with pytest.warns(UserWarning, match=r"Initialised anew.*0/mu"):
+            small, state = jp.shrink(variables, mask, coupling, state, optimizer=tx)
+    updates, _ = tx.update(small, state, small)
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, small)
+
+
 def test_a_name_that_could_be_two_variables_is_an_error_that_names_both():
     variables = {"a": {"w": jnp.ones((3, 3))}, "b": {"w": jnp.ones((3, 3))}}
     apply = lambda v, x: jax.nn.relu(x @ v["a"]["w"]) @ v["b"]["w"]

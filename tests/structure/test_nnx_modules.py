@@ -18,6 +18,7 @@ from tests.structure import nets_nnx
 from tests.structure.nets_kit import floats, tokens
 from tests.structure.nnx_cases import (
     Cells,
+    Chooses,
     Dense,
     Kernels,
     Others,
@@ -180,6 +181,7 @@ REFUSED = {
     "own_layer": (OwnLayer, floats(4, 3), r"blocks\.0 \(Dense\) keeps `sizes` = \(3, 8\)"),
     "own_heads": (OwnHeads, floats(2, 3, 6), r"`heads` = 4 of the model \(OwnHeads\)"),
     "scaled": (Scaled, floats(4, 3), "computes something else: outputs of up to"),
+    "chooses": (Chooses, floats(4, 3), r"something else: \d of 4 outputs of dtype int32 differ"),
     "stale": (Stale, floats(4, 3), "one .*keeps `out_features` = 7 where its variables say 8"),
 }
 

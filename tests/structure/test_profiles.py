@@ -201,10 +201,30 @@ def test_kernels_inside_a_loop_are_rescaled_too():
     kept = {group.name: np.arange(group.units) < 3}
     small = reinitialise(lambda _: net.variables, kept, coupling, None)["params"]
     cut = shrink_units(net.variables, kept, coupling)["params"]
-    for leaf, ratio in (("hi", group.units / 3), ("ii", 1.0)):  # recurrent, and from the input
+    for leaf, ratio in (("hi", group.units / 3), ("hf", group.units / 3), ("ii", 1.0)):
         kernels = (tree["OptimizedLSTMCell_0"][leaf]["kernel"] for tree in (small, cut))
         a, b = map(np.asarray, kernels)
         assert_near(a, np.sqrt(ratio) * b, jnp.float32)
+
+
+@pytest.mark.parametrize(("axis", "fan", "ratio"), [(1, "in", 4), (1, "out", 2), (0, "in", 2)])
+def test_concatenated_kernels_are_each_rescaled_by_their_own_fans(axis, fan, ratio):
+    kernels = lambda v: jnp.concatenate([v["q"], v["k"]], axis)
+    apply = lambda v, x: jnp.tanh(jnp.tanh(x @ v["a"]) @ kernels(v)) @ v["b"]
+    wide = (8, 8) if axis else (4, 16)
+    shapes = {"a": (3, 8), "q": wide, "k": wide, "b": (16, 2)}
+    variables = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    coupling = jp.couple(apply, variables, jnp.ones((1, 3)))
+    first = 4 if fan == "in" and axis else 2  # of 8 or of 4
+    inside = lambda g: any(m.leaf == "a" for m in g.members) == (fan == "in")
+    kept = {
+        n: np.arange(g.units) < g.units // (4 if first == 4 else 2)
+        for n, g in coupling.groups.items()
+        if inside(g)
+    }
+    small = reinitialise(lambda _: variables, kept, coupling, None, fan=fan)
+    for name in ("q", "k"):
+        assert_near(small[name], np.full(small[name].shape, np.sqrt(ratio)), jnp.float32)
 
 
 def test_values_of_a_small_model_are_taken_as_they_are(vgg):

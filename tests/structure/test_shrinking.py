@@ -86,8 +86,10 @@ def test_what_is_pruned_inside_kept_slices_stays_zero(net):
     variables, x, coupling = net
     rng = np.random.default_rng(0)
     mask = {name: jnp.asarray(rng.random(leaf.shape) < 0.4) for name, leaf in variables.items()}
-    small, small_mask = jp.shrink(variables, mask, coupling, mask)
+    with pytest.warns(UserWarning, match=r"group 'w0' .* entries of 'b1' .* are pruned"):
+        small, small_mask = jp.shrink(variables, mask, coupling, mask)
     assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, small_mask)
+    assert all((a[~m] == 0).all() for a, m in zip(small.values(), small_mask.values(), strict=True))
     expected = mlp(trees.apply_mask(variables, mask), x)
     np.testing.assert_allclose(mlp(small, x), expected, rtol=1e-5, atol=1e-5)
 

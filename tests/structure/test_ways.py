@@ -74,3 +74,20 @@ def test_units_whose_outgoing_weights_are_unknown_are_refused_by_name(name, why)
         merge_pairs(net.variables, coupling, {group.name: 1})
     whole = merge_similar(net.variables, {group.name: np.ones(group.units, bool)}, coupling)
     assert_trees_equal(whole.variables, net.variables)
+
+
+def test_units_that_multiply_each_other_are_not_merged_by_scale():
+    rng = np.random.default_rng(0)
+    first, second = (np.tile(rng.normal(size=(5, 4)), 2) * ([1] * 4 + [2] * 4) for _ in range(2))
+    gated = lambda w, x: ((x @ w[0]) * jax.nn.relu(x @ w[1])) @ w[2]
+    weights, x = (
+        [jnp.asarray(a) for a in (first, second, rng.normal(size=(8, 2)))],
+        jnp.ones((1, 5)),
+    )
+    coupling = jp.couple(gated, weights, x)
+    kept = {"0": np.arange(8) < 4}
+    with pytest.raises(ValueError, match=r"'0' by scale.*multiplied .* test_ways.py.*merge_pairs"):
+        merge_similar(weights, kept, coupling)
+    merge_pairs(weights, coupling, {"0": 4})
+    added = lambda w, x: jax.nn.silu((x @ w[0]) + (x @ w[1])) @ w[2]  # a product with itself
+    merge_similar(weights, kept, jp.couple(added, weights, x))
