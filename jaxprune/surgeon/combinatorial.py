@@ -12,7 +12,16 @@ import jax.numpy as jnp
 
 from jaxprune.curvature.examples import check_count
 from jaxprune.select.ranking import lowest
-from jaxprune.surgeon.finishing import Candidate, begin, best_by_loss, finish, scaled
+from jaxprune.surgeon.finishing import (
+    Candidate,
+    begin,
+    best_by_loss,
+    check_model,
+    finish,
+    numbers,
+    scaled,
+    selection,
+)
 from jaxprune.surgeon.local_model import LocalModel, quadratic_at
 from jaxprune.surgeon.local_search import (
     Searched,
@@ -104,8 +113,10 @@ def combinatorial_brain_surgeon(
       >>> cbs(w, (x, jnp.array([-0.2, 0.5])), sparsity=2 / 3).params.ravel()
       Array([0. , 0. , 0.5], dtype=float32)
     """
-    chosen = lowest() if select is None else select
-    tried = (model.damping,) if dampings is None else tuple(dampings)
+    check_model(model)
+    chosen = selection(select, lowest())
+    tried = numbers("dampings", (model.damping,) if dampings is None else dampings)
+    scales = numbers("scales", scales)
     counts = {"draws": draws, "block": block, "range": range, "tries": tries, "steps": steps,
               "patience": patience, "buckets": 1 if buckets is None else buckets}  # fmt: skip
     _check(search, counts, epsilon, tried, scales)

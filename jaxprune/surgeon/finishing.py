@@ -43,6 +43,46 @@ class Judged(NamedTuple):
         return {**self.candidate.info, "loss": self.loss}
 
 
+def check_model(model: Any) -> None:
+    """Raise unless it is a `LocalModel`.
+
+    Raises:
+      TypeError: it is not.
+    """
+    if not isinstance(model, LocalModel):
+        raise TypeError(
+            "A surgeon starts from the loss around the weights, "
+            f"`jp.surgeon.LocalModel(apply, loss)`; got {type(model).__name__}."
+        )
+
+
+def selection(select: Selection | None, default: Selection) -> Selection:
+    """The selection, or the default for None.
+
+    Raises:
+      TypeError: it is no selection.
+    """
+    if select is None:
+        return default
+    if not isinstance(select, Selection):
+        raise TypeError(f"`select` is a selection, such as `jp.select.lowest()`; got {select!r}.")
+    return select
+
+
+def numbers(name: str, values: Any) -> tuple[float, ...]:
+    """The numbers of an argument that takes several.
+
+    Raises:
+      ValueError: it is something else; names the argument.
+    """
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"`{name}` are several numbers, such as (0.1, 1.0); got {values!r}."
+        ) from None
+
+
 def begin(
     model: LocalModel, select: Selection, params: Params, sparsity: Any, mask: Mask | None
 ) -> Site:

@@ -16,7 +16,14 @@ from jaxprune.curvature import fisher_blocks as by_block
 from jaxprune.curvature.factors import Factor
 from jaxprune.curvature.fisher_blocks import Blocks
 from jaxprune.select.ranking import lowest
-from jaxprune.surgeon.finishing import Candidate, begin, best_by_loss, finish
+from jaxprune.surgeon.finishing import (
+    Candidate,
+    begin,
+    best_by_loss,
+    check_model,
+    finish,
+    selection,
+)
 from jaxprune.surgeon.local_model import LocalModel, Site, quadratic_at
 from jaxprune.surgeon.quadratic import Quadratic, value
 from jaxprune.surgeon.updating import solve
@@ -125,7 +132,7 @@ def woodfisher(
             f"The joint update is that of the whole inverse, got blocks={blocks!r}. Pass "
             'blocks=None, or update="independent".'
         )
-    chosen = lowest() if select is None else select
+    chosen = selection(select, lowest())
 
     def prune(
         params: Params, batch: Batch = None, *, sparsity: Any = None, mask: Mask | None = None
@@ -151,6 +158,7 @@ def woodfisher(
 
 
 def _check(model: LocalModel, blocks: Blocks) -> None:
+    check_model(model)
     by_block.check_blocks(blocks)
     if not model.damping > 0:
         raise ValueError(

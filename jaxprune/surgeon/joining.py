@@ -11,9 +11,19 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import trees
+from jaxprune.curvature.examples import check_count
 from jaxprune.select.ranking import lowest
 from jaxprune.surgeon.allocation import is_global, search_shares
-from jaxprune.surgeon.finishing import Candidate, begin, best_by_loss, finish, scaled
+from jaxprune.surgeon.finishing import (
+    Candidate,
+    begin,
+    best_by_loss,
+    check_model,
+    finish,
+    numbers,
+    scaled,
+    selection,
+)
 from jaxprune.surgeon.local_model import LocalModel, Site, quadratic_at
 from jaxprune.surgeon.progress import Progress, listener
 from jaxprune.surgeon.pursuit import Effort, pursue
@@ -67,8 +77,9 @@ def joint_surgeon(
       candidates, and seconds.
 
     Raises:
-      ValueError: damping 0, a selection of units, no scale; when called, as `jp.one_shot`.
-      TypeError: a call inside jit.
+      ValueError: damping 0, no scale, counts out of range; when called, a selection of units, and
+        as `jp.one_shot`.
+      TypeError: another model, selection or starts than these; a call inside jit.
 
     References:
       The objective is that of Yu et al. 2022, The Combinatorial Brain Surgeon, eq. 2; hard
@@ -84,9 +95,12 @@ def joint_surgeon(
       >>> pruned.params.ravel().round(2)  # the first goes, its twin takes over
       Array([0. , 2.1, 0.5], dtype=float32)
     """
-    chosen = lowest() if select is None else select
-    tried = (model.damping,) if dampings is None else tuple(dampings)
-    check_grid(tried, scales)
+    check_model(model)
+    chosen = selection(select, lowest())
+    tried, scales = check_grid((model.damping,) if dampings is None else dampings, scales)
+    check_count("share_tries", share_tries, 0)
+    if callable(starts):
+        raise TypeError("`starts` are several Pruners: pass a tuple, such as `starts=(prune,)`.")
     work = Effort() if effort is None else effort
     keys = jax.random.key(0) if key is None else key
     told = listener(progress)
@@ -175,15 +189,19 @@ def _shared(
     return shared, info
 
 
-def check_grid(dampings: Sequence[float], scales: Sequence[float]) -> None:
-    """Raise unless there is a damping > 0 and a scale.
+def check_grid(
+    dampings: Sequence[float], scales: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Both as tuples, if all dampings are > 0 and there is one of each.
 
     Raises:
       ValueError: an empty or impossible grid.
     """
+    dampings, scales = numbers("dampings", dampings), numbers("scales", scales)
     if not dampings or not all(d > 0 for d in dampings):
         raise ValueError(
-            f"The joint solver divides by the damping: all must be > 0, got {tuple(dampings)}."
+            f"The joint solver divides by the damping: all must be > 0, got {dampings}."
         )
     if not scales:
         raise ValueError("`scales` is empty: pass at least one, such as (1.0,).")
+    return dampings, scales

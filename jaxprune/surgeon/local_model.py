@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -21,6 +22,11 @@ Fisher = Callable[[Params, Batch], FactoredFisher]
 
 def _nothing(name: str, leaf: Any) -> bool:
     return False
+
+
+def _is(value: Any, kind: type) -> bool:
+    """True for numbers of a kind, NumPy's too; a bool is none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,8 @@ class LocalModel:
       adjust: `(name, leaf) -> bool`: further leaves that the update may move but nobody prunes,
         such as biases or norm parameters. By default only prunable leaves move.
       judged: at most so many examples of the batch judge candidates by their true loss: those that
-        the Fisher was not taken over, or any where fewer than a quarter of the batch (and fewer
-        than so many) are left.
+        the Fisher was not taken over, or any where fewer than a quarter of the batch are left (and
+        fewer than so many).
       key: draws the examples.
 
     Example:
@@ -69,12 +75,14 @@ class LocalModel:
     _compiled: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.damping, int | float) and 0 <= self.damping < np.inf):
+        if not (_is(self.damping, Real) and 0 <= self.damping < np.inf):
             raise ValueError(f"`damping` is a number >= 0, got {self.damping!r}.")
         for name, least in (("examples", 1), ("judged", 1)):
             count = getattr(self, name)
-            if count is not None and (isinstance(count, bool) or count < least):
-                raise ValueError(f"`{name}` is a number of examples >= {least}, got {count!r}.")
+            if count is not None and not (_is(count, Integral) and count >= least):
+                raise ValueError(
+                    f"`{name}` is a number of examples, an integer >= {least}, got {count!r}."
+                )
         # `dataclasses.replace` hands these on, so that a model of another key compiles nothing.
         made_for = (self.apply, self.loss)
         if self._compiled is None or self._compiled["for"] != made_for:
@@ -207,11 +215,20 @@ def split_examples(
 ) -> tuple[Batch, Batch]:
     """The examples that the Fisher is taken over, and those that judge.
 
-    The others judge; of the whole batch where they are too few, a quarter of it, to judge by.
+    The others judge, or the whole batch where fewer than a quarter of it are left (and fewer than
+    `judged`).
 
     Args:
       key: draws them, instead of the model's own.
+
+    Raises:
+      ValueError: no batch.
     """
+    if batch is None:
+        raise ValueError(
+            "A surgeon needs data for the loss around the weights, and got no batch. Pass "
+            "`batch=(inputs, targets)`."
+        )
     batch = objective.split_batch(batch)
     n = objective.batch_size(batch)
     count = min(model.examples or n, n)
@@ -222,7 +239,7 @@ def split_examples(
     with jax.ensure_compile_time_eval():  # sizes and rows are known, also inside jit
         order = np.asarray(jax.random.permutation(jax.random.key(0) if drawn is None else drawn, n))
     cut = lambda rows: jax.tree.map(lambda x: jnp.asarray(x)[rows], batch)
-    if n - count < min(model.judged, n // 4):
+    if n - count < min(model.judged or n, n // 4):
         return cut(order[:count]), whole
     return cut(order[:count]), cut(order[count:][: model.judged])
 

@@ -14,7 +14,14 @@ from jax.scipy.linalg import cho_solve
 
 from jaxprune.curvature.examples import check_count
 from jaxprune.select.ranking import lowest
-from jaxprune.surgeon.finishing import Candidate, begin, best_by_loss, finish
+from jaxprune.surgeon.finishing import (
+    Candidate,
+    begin,
+    best_by_loss,
+    check_model,
+    finish,
+    selection,
+)
 from jaxprune.surgeon.floors import leaf_numbers, least_kept
 from jaxprune.surgeon.local_model import LocalModel, Site, quadratic_at
 from jaxprune.surgeon.progress import Progress, listener, silent
@@ -42,8 +49,8 @@ def optimal_brain_surgeon(
       model: the loss around the weights; damping > 0.
       select: what chooses, by default `jp.select.lowest()`.
       rounds: None is the paper's: one weight at a time, each from the inverse and the weights that
-        the ones before have left. R: in R steps of rising sparsity, each from one inverse. 1: all
-        from the first.
+        the ones before have left. R: in R steps of rising sparsity, each from one inverse (a
+        pattern such as N:M, which has one sparsity, in one step). 1: all from the first.
       progress: `(what, done, total)`, called as it goes.
 
     Returns:
@@ -72,7 +79,8 @@ def optimal_brain_surgeon(
       >>> pruned.params.ravel().round(2)  # the first goes, its twin takes over
       Array([0. , 2.1, 0.5], dtype=float32)
     """
-    chosen = lowest() if select is None else select
+    check_model(model)
+    chosen = selection(select, lowest())
     if not model.damping > 0:
         raise ValueError(
             "Optimal Brain Surgeon inverts the curvature, which fewer examples than weights leave "
@@ -99,9 +107,10 @@ def optimal_brain_surgeon(
             kept, _ = one_at_a_time(quadratic, site, sparsity, told)
         else:
             kept = site.old
-            for step, target in enumerate(sparsities(site, sparsity, rounds), start=1):
+            path = list(sparsities(site, sparsity, rounds))
+            for step, target in enumerate(path, start=1):
                 kept = site.choose(kept_worth(quadratic, kept, None), target)
-                told("round", step, rounds)
+                told("round", step, len(path))
         found = solve(quadratic, kept)
         info = {"objective": float(found.objective), "damping": float(model.damping)}
         candidates = [Candidate(kept, found.solution, info)]

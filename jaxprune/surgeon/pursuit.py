@@ -34,6 +34,9 @@ from jaxprune.surgeon.progress import Progress, silent
 from jaxprune.surgeon.quadratic import Quadratic, high, value
 from jaxprune.surgeon.updating import Dual, Solved, dual, few, padded, primal, solve
 
+_STARTS = 8  # where a path may begin, from what is pruned already to the sparsity
+_EXACT = 4  # times as many entries as examples, up to which shares are never estimated
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -45,7 +48,8 @@ class Effort:
       blocks: at most so many blocks of exchanges; 0 for none.
       block: candidates on each side of an exchange.
       probes: random projections that estimate how far an entry is explained by the others; None
-        computes it exactly, which costs as much as n of them.
+        computes it exactly, which costs as much as n of them, and so does any number where there
+        are at most 4 n entries.
     """
 
     rounds: int = 8
@@ -181,8 +185,13 @@ def kept_worth(
 
 
 def drawn_probes(quadratic: Quadratic, count: int | None, key: jax.Array) -> jax.Array | None:
-    """Random P [n, count] with `E P P' = I`; None where exact shares cost no more."""
-    if count is None or count >= quadratic.examples:
+    """Random P [n, count] with `E P P' = I`; None where exact shares cost no more.
+
+    And where there are not many more entries than examples: shares are near 1 then, and what
+    counts, their distance from it, would be lost in the noise of the estimate.
+    """
+    few_entries = quadratic.weights.size <= _EXACT * quadratic.examples
+    if count is None or count >= quadratic.examples or few_entries:
         return None
     shape = (quadratic.examples, count)
     return jax.random.normal(key, shape, quadratic.weights.dtype) / math.sqrt(count)
@@ -245,9 +254,10 @@ def _climb(
 ) -> jax.Array:
     """The mask at the end of a path of rising sparsity."""
     mask = site.old
-    for step, target in enumerate(sparsities(site, sparsity, rounds), start=1):
+    path = list(sparsities(site, sparsity, rounds))
+    for step, target in enumerate(path, start=1):
         mask = site.choose(kept_worth(quadratic, mask, probes), target)
-        told("round", step, rounds)
+        told("round", step, len(path))
     return mask
 
 
@@ -266,7 +276,8 @@ def reached(site: Site, sparsity: Any) -> Any:
     """Where a path to a sparsity begins: the largest share that a part has lost already.
 
     Below it a selection that gives every part the same share would have to bring entries back. No
-    more than the sparsity itself, which shares that differ from part to part may allow.
+    more than the sparsity itself, which shares that differ from part to part may allow, and more
+    where a selection that gives parts shares of its own refuses to begin so low.
     """
     number = np.zeros(site.size, np.int32)
     if site.select.parts is not None:
@@ -275,7 +286,18 @@ def reached(site: Site, sparsity: Any) -> Any:
     inside = np.asarray(site.prunable_entries)
     lost = np.bincount(number[inside & ~np.asarray(site.old)], minlength=site.size)
     share = np.max(lost / np.maximum(np.bincount(number[inside], minlength=site.size), 1))
-    return min(float(share), sparsity)
+    start = min(float(share), sparsity)
+    tried = (start + (sparsity - start) * k / _STARTS for k in range(_STARTS))
+    return next((s for s in tried if not np.any(lost) or _accepts(site, s)), sparsity)
+
+
+def _accepts(site: Site, sparsity: Any) -> bool:
+    """True if the selection can go on to the sparsity from what is pruned already."""
+    try:
+        site.choose(jnp.ones(site.size, site.dtype), sparsity)
+    except ValueError:
+        return False
+    return True
 
 
 def _exchanges(
@@ -311,7 +333,8 @@ def _best_of_all(quadratic: Quadratic, plain: jax.Array, sets: Sets) -> Pursued:
     solved = lambda mask: solve(quadratic, mask, "primal")
     mask_of = lambda row: plain.at[sets.where].set(row)
     values = [float(solved(mask_of(row)).objective) for row in sets.rows]
-    mask = mask_of(sets.rows[int(np.nanargmin(values))])
+    # Where none is a number the caller finds no finite candidate.
+    mask = mask_of(sets.rows[int(np.argmin(np.where(np.isnan(values), np.inf, values)))])
     best = solved(mask)
     info = {
         "objective_magnitude": float(solved(plain).objective),

@@ -13,7 +13,17 @@ import jax.numpy as jnp
 from jaxprune import trees
 from jaxprune.curvature.examples import check_count
 from jaxprune.select.ranking import lowest
-from jaxprune.surgeon.finishing import Candidate, Judged, begin, best_of, finish, judged, scaled
+from jaxprune.surgeon.finishing import (
+    Candidate,
+    Judged,
+    begin,
+    best_of,
+    check_model,
+    finish,
+    judged,
+    scaled,
+    selection,
+)
 from jaxprune.surgeon.joining import check_grid
 from jaxprune.surgeon.local_model import LocalModel, Site, quadratic_at
 from jaxprune.surgeon.progress import Progress, listener
@@ -47,13 +57,14 @@ def multi_stage_surgeon(
     Args:
       model: the loss around the weights; `first_order` is always on here, `damping` not used.
       select: constraints; by default `jp.select.lowest()`.
-      stages: in which the sparsity rises.
+      stages: in which the sparsity rises. A pattern such as N:M, which has one sparsity, is
+        reached in the first, whatever their number.
       tuning: more of them at the end, in which nothing is pruned.
       schedule: stage -> share of the sparsity in [0, 1], 1 at the last; by default every stage
         prunes the same share of what is left.
       dampings, scales: tried in every stage. A scale of 0, the mask alone, is always tried; where
         it is the best, larger dampings are.
-      probes: random projections for what an entry is worth, as in `Effort`.
+      probes: random projections for what an entry is worth, as in `Effort`; None for none.
       key: of everything random, others in every stage; by default the model's draws the examples,
         and `jax.random.key(0)` the rest.
       progress: `(what, done, total)`.
@@ -62,9 +73,9 @@ def multi_stage_surgeon(
       A `Pruner`. `info["stages"]` lists sparsity, loss, damping and scale of every stage.
 
     Raises:
-      ValueError: damping 0, stages < 1, tuning < 0, a schedule that does not rise to 1; when
-        called, as `jp.one_shot`.
-      TypeError: a call inside jit.
+      ValueError: damping 0, stages or probes < 1, tuning < 0, a schedule that does not rise to 1;
+        when called, as `jp.one_shot`.
+      TypeError: another model or selection than these; a call inside jit.
 
     References:
       Singh and Alistarh 2020, WoodFisher (gradual); Benbaki et al. 2023, CHITA++ (multi-stage).
@@ -80,8 +91,11 @@ def multi_stage_surgeon(
       >>> pruned.mask.ravel(), len(pruned.info["stages"])
       (Array([False,  True,  True], dtype=bool), 4)
     """
-    chosen = lowest() if select is None else select
-    check_grid(dampings, scales)
+    check_model(model)
+    chosen = selection(select, lowest())
+    dampings, scales = check_grid(dampings, scales)
+    if probes is not None:
+        check_count("probes", probes)
     path = _path(stages, tuning, schedule)
     sloped = replace(model, first_order=True)
     keys = jax.random.key(0) if key is None else key
@@ -184,7 +198,7 @@ _KEEP = object()  # the target of a stage that prunes nothing
 def _targets(site: Site, sparsity: Any, path: list[float]) -> list[Any]:
     """The sparsity of every stage."""
     if site.select.fixed is not None or sparsity is None:
-        return [sparsity] + [_KEEP] * path.count(1.0)
+        return [sparsity] + [_KEEP] * (path.count(1.0) - 1)
     start = reached(site, sparsity)
     rising = [start + (sparsity - start) * share for share in path if 0 <= share < 1]
     if path[0] < 0:  # the same share of what is left, every time

@@ -313,17 +313,6 @@ def test_a_single_weight_left(x64):
     ).info["kept"] == 1  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [({"search": "greedy"}, '"exchange", "paper"'), ({"draws": 0}, "`draws`"),
-     ({"range": -1}, "`range`"), ({"scales": ()}, "`scales`"), ({"dampings": (-1.0,)}, "dampings"),
-     ({"epsilon": -1.0}, "`epsilon`"), ({"buckets": 0}, "`buckets`")],
-)  # fmt: skip
-def test_bad_options_are_refused_when_given(options, words, x64):
-    with pytest.raises(ValueError, match=words):
-        cbs(doubles.model_of(doubles.dense()), **options)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["nnx", "list", "batch_norm", "embedding", "conv"])
 def test_other_trees_and_layers(name, x64):

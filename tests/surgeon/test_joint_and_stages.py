@@ -11,6 +11,8 @@ import jaxprune as jp
 from jaxprune.surgeon import Effort, LocalModel, joint_surgeon, multi_stage_surgeon
 from jaxprune.surgeon.allocation import is_global, search_shares
 from jaxprune.surgeon.local_model import Site, split_examples
+from jaxprune.surgeon.pursuit import drawn_probes, sparsities
+from jaxprune.surgeon.quadratic import Quadratic
 from tests.problems import softmax_loss
 
 QUICK = Effort(rounds=2, pursuits=1, blocks=3, block=8)
@@ -289,30 +291,35 @@ def test_iterative_passes_the_mask_along(trained, model):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda m: joint_surgeon(m, dampings=(0.0,)), "must be > 0"),
-        (lambda m: joint_surgeon(replace(m, damping=0.0)), "must be > 0"),
-        (lambda m: joint_surgeon(m, scales=()), "scales"),
-        (lambda m: Effort(rounds=0), "rounds"),
-        (lambda m: replace(m, damping=-1.0), "damping"),
-        (lambda m: replace(m, examples=0), "examples"),
-        (lambda m: multi_stage_surgeon(m, stages=0), "stages"),
-        (lambda m: multi_stage_surgeon(m, tuning=-1), "tuning"),
-        (lambda m: multi_stage_surgeon(m, schedule=lambda s: 0.5), "rise to 1"),
-    ],
-)
-def test_bad_options_are_refused_when_given(make, words, model):
-    with pytest.raises(ValueError, match=words):
-        make(model)
+def test_probes_are_drawn_only_where_entries_outnumber_examples():
+    def drawn(entries, examples):
+        vector, one = jnp.zeros(entries), jnp.ones(())
+        quadratic = Quadratic((), vector, vector, one, examples, ((entries,),))
+        return drawn_probes(quadratic, 8, jax.random.key(0))
+
+    assert drawn(80, 20) is None
+    assert drawn(1000, 8) is None
+    assert drawn(81, 20).shape == (20, 8)
 
 
-def test_calls_inside_jit_and_weights_that_are_not_numbers_are_refused(trained, model):
+def test_a_pattern_takes_one_stage_and_those_that_tune(trained, model):
     params, batch, _ = trained
-    prune = joint_surgeon(model, effort=QUICK)
-    with pytest.raises(TypeError, match="outside jit"):
-        jax.jit(lambda p: prune(p, batch, sparsity=0.5).params)(params)
-    bad = {**params, "first": params["first"].at[0, 0].set(jnp.nan)}
-    with pytest.raises(ValueError, match="NaN"):
-        prune(bad, batch, sparsity=0.5)
+    told = []
+    prune = multi_stage_surgeon(
+        model, jp.select.n_of_m(2, 4), stages=3, tuning=1, dampings=(0.1,),
+        progress=lambda *said: told.append(said),
+    )  # fmt: skip
+    assert [s["sparsity"] for s in prune(params, batch).info["stages"]] == [0.5, 0.5]
+    assert told == [("stage", 1, 2), ("stage", 2, 2)]
+
+
+def test_a_path_begins_where_the_selection_goes_on_from_the_mask(trained, model):
+    params, _, _ = trained
+    select = jp.select.lowest({"first": lambda s: s / 2, "second": lambda s: s})
+    old = {"first": jnp.arange(64).reshape(8, 8) >= 26, "second": jnp.ones((8, 4), bool)}
+    site = Site(params, select, model.adjust, old)  # of the first 0.4, which is asked for at 0.8
+    path = list(sparsities(site, 0.9, 3))
+    assert path == sorted(path)
+    assert 0.8 <= path[0] < path[-1] == 0.9
+    for sparsity in path:
+        site.choose(jnp.ones(site.size), sparsity)

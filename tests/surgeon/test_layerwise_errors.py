@@ -89,11 +89,27 @@ def test_leaves_that_are_no_layers_weights(surgeon):
 
 
 @both
+def test_complex_weights_loops_of_unknown_length_and_what_is_no_function(surgeon):
+    params = {"kernel": PARAMS["kernel"] + 1j}
+    with says(ValueError, "leaf 'kernel' is complex64", "exclude it in `prunable`"):
+        surgeon(lambda p, x: (x @ p["kernel"]).real)(params, (X, None), sparsity=0.5)
+    step = lambda state, p: (state[0] + 1, jnp.tanh(state[1] @ p["square"]))
+    loop = lambda p, x: jax.lax.while_loop(lambda s: s[0] < 3, lambda s: step(s, p), (0, x))[1]
+    with says(ValueError, "could not be shown to be independent", "`while_loop`"):
+        surgeon(loop)({"square": jnp.eye(4)}, (X, None), sparsity=0.5)
+    model = jp.surgeon.LocalModel(apply, lambda y, t: y.sum(-1))
+    with says(TypeError, "of a LocalModel its `apply`"):
+        surgeon(model)
+    with says(TypeError, "`select` is a selection", "got 'layer'"):
+        surgeon(apply, select="layer")
+
+
+@both
 def test_examples_that_depend_on_each_other(surgeon):
     net = nn.BatchNorm(use_running_average=False)
     stats = net.init(jax.random.key(0), X[:, :3])
     meet = lambda p, x: net.apply(stats, apply(p, x), mutable=["batch_stats"])[0]
-    with says(ValueError, "depend on other examples", "use_running_average=True"):
+    with says(ValueError, "independent of the other examples", "use_running_average=True"):
         surgeon(meet)(PARAMS, (X, None), sparsity=0.5)
 
 

@@ -124,6 +124,17 @@ def test_slices_of_a_leaf_are_pruned_together_and_what_nothing_reads_goes_first(
 
 
 @exact_is_slow
+def test_groups_of_a_slice_that_nothing_reads_lose_as_many_as_the_others(surgeon):
+    apply = lambda p, x: x @ p["kernel"][0] + x @ p["kernel"][1]
+    old = {"kernel": jnp.ones((3, 8, 6), bool).at[2, 1].set(False)}
+    prune = surgeon(apply, select=jp.select.n_of_m(2, 4))
+    pruned = prune({"kernel": draw(3, 8, 6)}, (draw(N, 8), None), mask=old)
+    groups = np.asarray(pruned.mask["kernel"]).reshape(3, 2, 4, 6).sum(axis=2)
+    np.testing.assert_array_equal(groups, np.full((3, 2, 6), 2))
+    assert not pruned.mask["kernel"][2, 1].any()
+
+
+@exact_is_slow
 def test_layers_after_a_pruned_one_are_given_what_it_now_gives(surgeon):
     params, x = mlp()
     found = {s: surgeon(two_layers, sequential=s)(params, (x, None), sparsity=0.5)

@@ -130,6 +130,29 @@ def test_one_at_a_time_within_each_part_and_its_budget(scope, x64):
     np.testing.assert_array_equal(np.bincount(parts[~np.asarray(mask)]), sizes / 2)
 
 
+def test_a_pattern_that_does_not_fit_one_at_a_time_is_named(x64):
+    case = doubles.dense()
+    make = lambda m: optimal_brain_surgeon(m, n_of_m(1, 3), rounds=None)
+    with pytest.raises(ValueError, match="leaf 'first/kernel' has 4 entries along axis 0"):
+        prune(make, case, None)
+
+
+def test_the_last_round_of_a_pattern_is_said_to_be_the_last(x64):
+    told = []
+    make = lambda m: optimal_brain_surgeon(
+        m, n_of_m(2, 4), rounds=3, progress=lambda *said: told.append(said)
+    )
+    prune(make, doubles.dense())
+    assert told == [("round", 1, 1)]
+
+
+def test_weights_that_are_not_finite_are_named(x64):
+    case = doubles.dense()
+    bad = case._replace(params=jax.tree.map(lambda w: w.at[0].set(jnp.inf), case.params))
+    with pytest.raises(ValueError, match="Pass a larger `damping`, or check the parameters"):
+        prune(optimal_brain_surgeon, bad)
+
+
 def test_a_floor_holds_one_at_a_time(x64):
     case = doubles.dense()
     tiny = jax.tree.map(lambda x: x, case.params)

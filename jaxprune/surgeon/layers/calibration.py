@@ -170,9 +170,10 @@ def trace_model(
     """
     if not independent_examples(apply, params, inputs):
         raise ValueError(
-            "The outputs of an example depend on other examples of its batch, as BatchNorm in "
-            "training mode makes them, so its layers' inputs are not its own. Run the model in "
-            "inference mode, with `use_running_average=True`."
+            "The outputs of an example could not be shown to be independent of the other examples "
+            "of its batch. Run the model in inference mode, BatchNorm with "
+            "`use_running_average=True`, return one row of outputs for each example, and write a "
+            "`while_loop` as a loop of known length (`fori_loop`, `scan`)."
         )
     tapped = tap(apply, params, jax.tree.map(lambda x: x[:1], inputs))
     weights = _weights(tapped, params, trees.prunable_flags(params, prunable))
@@ -292,6 +293,8 @@ def _weight(tapped: Tapped, leaf: int, name: str, array: Any) -> Weight:
     sites = [site for site in tapped.sites if site.leaf == leaf]
     if leaf in tapped.direct:
         raise ValueError(f"{label} is read by something other than a layer. {_REMEDY}")
+    if not trees.is_float(array):
+        raise ValueError(f"{label} is {trees.dtype_of(array)}, not real floating-point. {_REMEDY}")
     if not sites:
         raise ValueError(f"{label} is read by no layer. {_REMEDY}")
     if any(site.primitive == "gather" for site in sites):

@@ -154,8 +154,7 @@ def _quotas(
     case: Case, choice: Choice, limits: Limits, block: int
 ) -> tuple[np.ndarray, list[Quota]]:
     """What goes among entries that nothing reads (a mask, as the leaf), and in every part."""
-    old = choice.old[case.weight.leaf]
-    unread = _unread(case.weight, old, limits)
+    unread = _unread(choice, case.weight, limits)
     alive = [a[:, _order(limits, p, a.shape[1])] for p, a in enumerate(case.alive)]
     if limits.groups is not None:
         return unread, [_of_groups(limits, p, block, a.shape[1]) for p, a in enumerate(alive)]
@@ -166,8 +165,15 @@ def _quotas(
     return unread, _of_leaf(limits.total - int((~unread).sum()), alive, block)
 
 
-def _unread(weight: Weight, old: np.ndarray, limits: Limits) -> np.ndarray:
-    """A mask like the leaf: entries that its layers do not read cost nothing, and go first."""
+def _unread(choice: Choice, weight: Weight, limits: Limits) -> np.ndarray:
+    """A mask like the leaf: entries that its layers do not read cost nothing, and go first.
+
+    Groups of M that nothing reads lose as many as the others.
+    """
+    old = choice.old[weight.leaf]
+    if limits.groups is not None:
+        (keep,) = choice([weight], [np.zeros(weight.shape)])
+        return np.where(weight.read(), old, keep)
     free = np.flatnonzero(old & ~weight.read())
     keep = old.copy()
     keep.flat[free[: limits.total - int((~old).sum())]] = False
@@ -227,7 +233,7 @@ def _check_reachable(choice: Choice, weights: list[Weight], found: list[Limits])
       ValueError: names the leaf.
     """
     rng = np.random.default_rng(0)
-    masks = [_some_mask(w, choice.old[w.leaf], x, rng) for w, x in zip(weights, found, strict=True)]
+    masks = [_some_mask(choice, w, x, rng) for w, x in zip(weights, found, strict=True)]
     chosen = choice(weights, masks)
     for weight, mask, other in zip(weights, masks, chosen, strict=True):
         if not np.array_equal(mask, other):
@@ -240,10 +246,10 @@ def _check_reachable(choice: Choice, weights: list[Weight], found: list[Limits])
 
 
 def _some_mask(
-    weight: Weight, old: np.ndarray, limits: Limits, rng: np.random.Generator
+    choice: Choice, weight: Weight, limits: Limits, rng: np.random.Generator
 ) -> np.ndarray:
     """A random mask with the numbers of entries that the limits give."""
-    price = np.where(_unread(weight, old, limits), 1 + rng.random(old.shape), 0)
+    price = np.where(_unread(choice, weight, limits), 1 + rng.random(weight.shape), 0)
 
     def lowest(price: np.ndarray, goes: np.ndarray | int) -> np.ndarray:
         """The mask without the `goes` lowest along the last axis."""
@@ -253,7 +259,7 @@ def _some_mask(
     if limits.groups is None and limits.rows is None:
         mask = (price > 0).ravel()
         mask[np.argpartition(price, limits.total, axis=None)[: limits.total]] = False
-        return mask.reshape(old.shape)
+        return mask.reshape(weight.shape)
     masks = []
     for p, array in enumerate(weight.split(price)):
         b, i, o = array.shape

@@ -18,6 +18,7 @@ import numpy as np
 from jaxprune import trees
 from jaxprune.curvature.examples import check_microbatch
 from jaxprune.select.ranking import lowest
+from jaxprune.surgeon.finishing import selection
 from jaxprune.surgeon.layers import least_squares
 from jaxprune.surgeon.layers.calibration import Hessians, Model, Weight, checked_inputs, trace_model
 from jaxprune.surgeon.layers.limits import Choice, Limits, limits_of
@@ -69,8 +70,14 @@ def layer_by_layer(
 
     Raises:
       ValueError: a selection of units, a microbatch that is no count.
+      TypeError: an `apply` that is no function, or no selection.
     """
-    select = lowest("layer") if select is None else select
+    if not callable(apply):
+        raise TypeError(
+            "Layer-wise pruning takes the function `(params, inputs) -> outputs`, of a LocalModel "
+            f"its `apply`; got {type(apply).__name__}."
+        )
+    select = selection(select, lowest("layer"))
     if select.coupling is not None:
         raise ValueError(
             "This selection prunes whole units, and layer-wise pruning single weights. Pass "
