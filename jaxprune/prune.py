@@ -208,7 +208,7 @@ def iterative(
     def prune(
         params: Params, batch: Batch = None, *, sparsity: Any = None, mask: Mask | None = None
     ) -> Pruned:
-        end = check_sparsity(sparsity)
+        end, mask = check_sparsity(sparsity), mask_in(mask)
         done: list[dict[str, Any]] = []
         for share in path:
             target = end if share == path[-1] else end * share / path[-1]

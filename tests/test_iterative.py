@@ -114,6 +114,8 @@ def test_a_mask_that_came_before_is_where_the_rounds_begin():
     rise = jp.schedule.linear(0.9, 2, initial=0.5)
     more = jp.iterative(BY_MAGNITUDE, rise, 2)(half.params, sparsity=0.9, mask=half.mask)
     assert [info["kept"] for info in more.info["rounds"]] == [60, 20]
+    whole = jp.iterative(BY_MAGNITUDE, rise, 2)(half.params, sparsity=0.9, mask=half)
+    assert_trees_equal(whole.mask, more.mask)
     from_nothing = jp.iterative(BY_MAGNITUDE, jp.schedule.linear(0.9, 9), 9)
     with pytest.raises(ValueError, match="pruned already, more than the 20 asked for"):
         from_nothing(half.params, sparsity=0.9, mask=half.mask)

@@ -62,6 +62,8 @@ def candidates(
     units = select.read(scores)
     names = losing(select)
     bad = _bad_scores(names, [units[name] for name in names], checks.UNITS)
+    # Those of protected groups are ranked with nothing, so that an `-inf` there prunes nothing.
+    units = {name: s if name in names else jnp.zeros_like(s) for name, s in units.items()}
     if mask is not None:
         kept = select.coupling.kept(mask)
         units = {name: jnp.where(kept[name], s, -jnp.inf) for name, s in units.items()}

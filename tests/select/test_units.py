@@ -241,7 +241,7 @@ def test_a_budget_reaches_down_to_every_floor(mlp, scope, floor):
 @pytest.mark.parametrize("scope", ["global", "group"])
 def test_unit_scores_that_are_nan_are_refused_but_not_of_protected_groups(mlp, scope):
     w, coupling, scores = mlp
-    bad = {**scores, "1": scores["1"].at[2].set(jnp.nan)}
+    bad = {**scores, "1": scores["1"].at[2].set(jnp.nan).at[3].set(-jnp.inf)}
     with pytest.raises(ValueError, match=r"score of group '1' is NaN at 1 of 8 units.*protected"):
         lowest_units(coupling, scope=scope)(w, bad, sparsity=0.5)
     select = lowest_units(coupling, scope=scope, protected=["1"])
