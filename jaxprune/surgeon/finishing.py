@@ -143,7 +143,7 @@ def judged(
 def not_finite(damping: Any, examples: int | None) -> ValueError:
     """What is said where no update is a number."""
     return ValueError(
-        f"No finite update was found with damping {damping}: the curvature of "
+        f"No finite update was found with damping {damping:g}: the curvature of "
         f"{examples or 'all'} examples is singular, or the weights or the loss are not "
         "finite. Pass a larger `damping`, or check the parameters and the batch for NaN."
     )
