@@ -23,6 +23,8 @@ EQUIVALENT: dict[str, str] = {
     "trees.py/total: 0 -> -1": "there is one total",
     "select/ranking.py/check_scope: 1 -> 2": _NEAREST,
     "select/ranking.py/leaf_sparsities: 1 -> 2": _NEAREST,
+    "select/pattern.py/blocks.pooled: 0 -> -1 #2": "the axis has one entry",
+    "select/pattern.py/blocks.pooled: 0 -> -1 #3": "the axis has one entry",
     "select/threshold.py/keep_largest: jnp.ones -> jnp.zeros": "there are no entries",
     "select/units.py/_first: jnp.zeros -> jnp.ones": "every entry is set",
     "select/units.py/lowest_units.at: 1 -> 2": "a global ranking has no output axis",
