@@ -34,8 +34,7 @@ __all__ = [
     "Damaged", "latest_step", "restore", "restore_shrunk", "save", "save_shrunk", "steps",
 ]  # fmt: skip
 
-_UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's own name
-_HALF_WRITTEN = f"{_UNFINISHED}*"
+_HALF_WRITTEN = f"{contents.UNFINISHED}*"
 _DROPPED = ".dropped"
 
 
@@ -323,7 +322,7 @@ def _what_else(folder: Path) -> str:
     if folder.absolute().name.isdecimal() and (folder / "leaves").is_dir():
         return f" It is one itself: restore from {parent} with `step={folder.absolute().name}`."
     found = (p for depth in range(3) for p in folder.glob(f"{'*/' * depth}_METADATA"))
-    if any(_UNFINISHED not in str(p.relative_to(folder)) for p in found):
+    if any(contents.UNFINISHED not in str(p.relative_to(folder)) for p in found):
         return " What is there Orbax wrote, not `jaxprune.checkpoint`: restore it by Orbax."
     return ""
 

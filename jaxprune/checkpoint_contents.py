@@ -22,6 +22,7 @@ from jaxprune.types import PyTree
 
 NUMBERS = (bool, int, float, complex)
 _KINDS = (jnp.bool_, jnp.number)
+UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax takes it off the name when all is written
 _NOT_STORED = ("uint2", "uint4")  # tensorstore, which writes for Orbax, has no such types
 _URL = re.compile(r"[a-zA-Z][\w+.-]+:/")  # `Path` takes one of two slashes away
 Described = dict[str, list[Any]]

@@ -17,10 +17,9 @@ import jax
 import numpy as np
 
 from jaxprune import trees
-from jaxprune.checkpoint_contents import by_name, damage, sha256
+from jaxprune.checkpoint_contents import UNFINISHED, by_name, damage, sha256
 from jaxprune.checkpoint_contents import folder as as_folder
 
-_UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax takes it off the name when all is written
 _STEP = re.compile(r"(?:.*[_-])?(\d+)")  # 7, 000007, checkpoint_7
 _OURS = {"shrunk": "coupling and kept units", "function": "compiled code"}
 
@@ -110,7 +109,7 @@ def find(path: str | Path, step: int | None = None) -> Stored:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {what}. Give the folder that the checkpoint was saved to.")
-    if _UNFINISHED in folder.name:
+    if UNFINISHED in folder.name:
         raise ValueError(f"{path} was never finished: what saved it stopped half-way.")
     if _is_checkpoint(folder):
         if step is not None:
@@ -125,7 +124,7 @@ def find(path: str | Path, step: int | None = None) -> Stored:
 
 def _missing(path: Any, folder: Path, step: int | None, known: list[int]) -> Exception:
     """What to say of a folder without the checkpoint that was asked for."""
-    unfinished = sorted(p.name for p in folder.glob(f"*{_UNFINISHED}*"))
+    unfinished = sorted(p.name for p in folder.glob(f"*{UNFINISHED}*"))
     half = f" Never finished, what saved them stopped half-way: {unfinished}." if unfinished else ""
     if known:
         return FileNotFoundError(

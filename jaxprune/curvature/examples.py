@@ -106,11 +106,9 @@ def mean_over_examples(
         inputs, targets = objective.split_batch(batch)
         batch = (widened_inputs(params, inputs), targets)
         n = objective.batch_size(batch)
+        independent = apart(params, batch)  # asked every time: under jit it cannot look at losses
         if (key := _shapes(params, batch)) not in plans:
-            independent = apart(params, batch)
             plans[key] = _plan(apply, independent, params, batch, columns, microbatch)
-        else:
-            apart(params, batch)  # a first call under jit could not look at losses
         plan = plans[key]
         size = plan.microbatch if plan.independent else n
         if size >= n:

@@ -11,7 +11,7 @@ from jaxprune import objective
 from jaxprune.curvature.examples import mean_over_examples, widened, with_mean_only
 from jaxprune.curvature.gauss_newton import diagonal_from_factor
 from jaxprune.curvature.likelihoods import Likelihood
-from jaxprune.curvature.roots import widened_output
+from jaxprune.curvature.roots import widened_outputs
 from jaxprune.curvature.rows import sums_of_rows
 from jaxprune.curvature.squares import sum_of_gradients
 from jaxprune.jaxpr.pullback import pull_back
@@ -114,13 +114,15 @@ def true_fisher_diagonal(
       >>> diagonal(jnp.zeros(2), (jnp.array([[1.0, 3.0]]), jnp.zeros(1))).mean
       Array([1., 9.], dtype=float32)
     """
-    wide = lambda outputs: jax.tree.map(widened_output, outputs)
     if key is None:
-        exact: Any = lambda outputs, targets: (likelihood.root(wide(outputs), None), None)
+        exact: Any = lambda outputs, targets: (
+            likelihood.root(widened_outputs(outputs), None),
+            None,
+        )
         return diagonal_from_factor(apply, exact, second_moment, microbatch)
 
     def drawn(outputs: PyTree, keys: jax.Array) -> tuple[jax.Array, None]:
-        return likelihood.scores(keys, wide(outputs), samples) / samples**0.5, None
+        return likelihood.scores(keys, widened_outputs(outputs), samples) / samples**0.5, None
 
     measure = diagonal_from_factor(apply, drawn, second_moment, microbatch)
 

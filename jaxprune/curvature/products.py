@@ -140,8 +140,7 @@ def _in_parts(apply: Apply, product: Product, microbatch: int | None) -> Product
 
     def sums(pair: tuple[Params, PyTree], batch: Batch, independent: bool) -> PyTree:
         n = objective.batch_size(batch)
-        found = product(pair[0], batch, pair[1])
-        return jax.tree.map(lambda x: n * x.astype(trees.score_dtype(x)), found)
+        return jax.tree.map(lambda x: n * x, product(pair[0], batch, pair[1]))
 
     both = lambda pair, inputs: apply(pair[0], inputs)
     mean = mean_over_examples(both, sums, lambda outputs, targets: 1, microbatch)

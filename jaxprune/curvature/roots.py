@@ -94,7 +94,7 @@ def output_factor(loss: Loss, root: Root | None, outputs: PyTree, targets: PyTre
       ValueError: more than 64 outputs and no root; a root of the wrong shape.
     """
     objective.check_outputs(outputs)
-    outputs = jax.tree.map(widened_output, outputs)
+    outputs = widened_outputs(outputs)
     flat, shape_back = _flatten_outputs(outputs)
     n, k = flat.shape
     if root is not None:
@@ -120,9 +120,9 @@ def output_factor(loss: Loss, root: Root | None, outputs: PyTree, targets: PyTre
     return vectors * jnp.sqrt(jnp.abs(values))[:, None, :], jnp.sign(values)
 
 
-def widened_output(output: jax.Array) -> jax.Array:
+def widened_outputs(outputs: PyTree) -> PyTree:
     """At least float32: a Hessian in bfloat16 is noise, and no eigendecomposition takes it."""
-    return output.astype(jnp.promote_types(output.dtype, jnp.float32))
+    return jax.tree.map(lambda y: y.astype(jnp.promote_types(y.dtype, jnp.float32)), outputs)
 
 
 def _flatten_outputs(outputs: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
